@@ -1,0 +1,105 @@
+"""The list of algorithms. A new kernel is one file and one line here.
+
+Every module in the list offers the same names:
+
+``unsupported(problem) -> str | None``
+    Why it cannot compute the problem, or None if it can.
+``space(problem) -> list[dict[str, int]]``
+    The parameters worth trying, at least one; the same names in each.
+``cost(problem, params) -> float``
+    Predicted time in nanoseconds on one thread: coarse, but comparable between algorithms.
+``make(problem, params, threads) -> kernel``
+    Compile (or load) the kernel; for convolutions a `fastconv.cpu.kernel.ConvKernel`, for pooling a
+    `fastconv.cpu.kernel.PoolKernel`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+
+from fastconv.problem import Problem
+
+# In order of preference among equals; the last of each operation takes every problem.
+_MODULES = {
+    ("conv", "cpu", "direct"): "fastconv.cpu.direct",
+    ("conv", "cpu", "im2col"): "fastconv.cpu.im2col",
+    ("conv", "cpu", "tiled"): "fastconv.cpu.tiled",
+    ("conv", "cpu", "depthwise"): "fastconv.cpu.depthwise",
+    ("conv", "cpu", "reference"): "fastconv.reference",
+    ("pool", "cpu", "direct"): "fastconv.cpu.pool",
+    ("pool", "cpu", "im2col"): "fastconv.cpu.pool_im2col",
+    ("pool", "cpu", "reference"): "fastconv.reference",
+}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An algorithm with its parameters, as sorted (name, value) pairs."""
+
+    algorithm: str
+    params: tuple[tuple[str, int], ...] = ()
+
+    def __str__(self) -> str:
+        return " ".join([self.algorithm, *(f"{name}={value}" for name, value in self.params)])
+
+
+def names(operation: str, backend: str = "cpu") -> list[str]:
+    """Registered algorithms of an operation ("conv" or "pool"), in order."""
+    return [name for op, where, name in _MODULES if (op, where) == (operation, backend)]
+
+
+def module(operation: str, name: str, backend: str = "cpu") -> ModuleType:
+    """The module of a registered algorithm; imported on first use.
+
+    Raises
+    ------
+    ValueError
+        If no such algorithm is registered; lists those that are.
+    """
+    path = _MODULES.get((operation, backend, name))
+    if path is None:
+        known = ", ".join(names(operation, backend))
+        raise ValueError(f"algorithm must be None or one of {known} for {operation}, got {name!r}")
+    return import_module(path)
+
+
+def supporting(problem: Problem) -> list[str]:
+    """Algorithms that can compute `problem`, in order; never empty."""
+    return [n for n in names(problem.operation) if module(problem.operation, n).unsupported(problem) is None]
+
+
+def candidates(problem: Problem, algorithm: str | None = None) -> list[Candidate]:
+    """Everything worth trying for `problem`, best predicted first; the reference only if nothing else can.
+
+    Parameters
+    ----------
+    problem : Problem
+    algorithm : str, optional
+        Consider this algorithm only.
+
+    Raises
+    ------
+    ValueError
+        If `algorithm` is unknown or does not support the problem.
+    """
+    if algorithm is not None:
+        reason = module(problem.operation, algorithm).unsupported(problem)
+        if reason is not None:
+            can = ", ".join(supporting(problem))
+            raise ValueError(f"algorithm {algorithm!r} does not support {problem.descriptor}: {reason}; use {can}")
+        chosen = [algorithm]
+    else:
+        chosen = supporting(problem)
+        chosen = [name for name in chosen if name != "reference"] or chosen
+    found = []
+    for name in chosen:
+        code = module(problem.operation, name)
+        found += [(code.cost(problem, p), Candidate(name, tuple(sorted(p.items())))) for p in code.space(problem)]
+    return [candidate for _, candidate in sorted(found, key=lambda pair: pair[0])]
+
+
+def predicted_ns(problem: Problem, candidate: Candidate) -> float:
+    """The cost model's time for one thread, in nanoseconds."""
+    return module(problem.operation, candidate.algorithm).cost(problem, dict(candidate.params))

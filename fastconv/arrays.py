@@ -1,0 +1,105 @@
+"""Arrays as users bring them: rank, dtype and memory format checked or read from the strides."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastconv.problem import MemoryFormat
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def memory_format(x: np.ndarray) -> MemoryFormat:
+    """The format of an (N, C, H, W) array: "channels_last" where channels are the nearest neighbours.
+
+    An array that is both (one channel, or one pixel) counts as "contiguous", as in torch.
+    """
+    if x.flags.c_contiguous:
+        return "contiguous"
+    return "channels_last" if abs(x.strides[1]) < abs(x.strides[3]) else "contiguous"
+
+
+def empty(shape: tuple[int, ...], dtype: Any, format: MemoryFormat) -> np.ndarray:
+    """An uninitialised (N, C, H, W) array in the given memory format."""
+    if format == "contiguous":
+        return np.empty(shape, dtype)
+    n, c, h, w = shape
+    return np.empty((n, h, w, c), dtype).transpose(0, 3, 1, 2)
+
+
+def as_floats(x: Any, name: str, ndim: tuple[int, ...]) -> np.ndarray:
+    """`x` as a float32 or float64 array of one of the given ranks, not copied if it is one.
+
+    Raises
+    ------
+    TypeError
+        If the elements are not float32 or float64 in native byte order.
+    ValueError
+        If the rank is wrong.
+    """
+    array = x if isinstance(x, np.ndarray) else np.asarray(x)
+    if array.dtype not in FLOATS or not array.dtype.isnative:
+        raise TypeError(f"{name} must be float32 or float64, got {array.dtype}; use {name}.astype(numpy.float32)")
+    if array.ndim not in ndim:
+        wanted = " or ".join(str(n) for n in ndim)
+        raise ValueError(f"{name} must have {wanted} axes, got shape {array.shape}")
+    return array if array.flags.aligned else array.copy()
+
+
+def as_image(x: Any, name: str) -> tuple[np.ndarray, bool]:
+    """`x` as (N, C, H, W), and whether it had the batch axis; (C, H, W) gets one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `as_floats`; also if an axis other than N is empty.
+    """
+    array = as_floats(x, name, (3, 4))
+    image = array if array.ndim == 4 else array[None]
+    if 0 in image.shape[1:]:
+        raise ValueError(f"{name} must not have an empty axis other than N, got shape {array.shape}")
+    return image, array.ndim == 4
+
+
+def check_out(out: Any, shape: tuple[int, ...], dtype: Any, *inputs: np.ndarray) -> None:
+    """Check that results of `shape` and `dtype` can be written to `out` while `inputs` are read.
+
+    Raises
+    ------
+    TypeError
+        If `out` is not an array of that dtype.
+    ValueError
+        If its shape is wrong, it is read-only or not aligned, its elements share memory with each other
+        or with an input.
+    """
+    if not isinstance(out, np.ndarray) or out.dtype != dtype:
+        raise TypeError(f"out must be a NumPy array of {np.dtype(dtype)}, got {getattr(out, 'dtype', type(out))}")
+    if out.shape != tuple(shape):
+        raise ValueError(f"out must have shape {tuple(shape)}, got {out.shape}")
+    if not out.flags.writeable or not out.flags.aligned:
+        raise ValueError("out must be writeable and aligned")
+    if _overlaps_itself(out):
+        raise ValueError(f"out has elements that share memory, with strides {out.strides} for shape {out.shape}")
+    if any(_overlap(out, x) for x in inputs):
+        raise ValueError("out must not overlap x or another input; give a separate array")
+
+
+def _overlaps_itself(x: np.ndarray) -> bool:
+    """Whether strides are too short for their axes (sufficient for arrays made by slicing)."""
+    reach = x.itemsize
+    for stride, size in sorted((abs(s), n) for s, n in zip(x.strides, x.shape, strict=True) if n > 1):
+        if stride < reach:
+            return True
+        reach = stride * (size - 1) + reach
+    return False
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> bool:
+    if not np.may_share_memory(a, b):
+        return False
+    try:
+        return np.shares_memory(a, b, max_work=10_000)
+    except np.exceptions.TooHardError:
+        return True

@@ -1,0 +1,506 @@
+"""What is to be computed: frozen, hashable problems that know their sizes, cost and one-line name.
+
+A problem says everything about a computation except the numbers in the arrays. Its descriptor is the
+key of the plan cache and of the wisdom store, the argument of the command line and the name of a
+benchmark::
+
+    n1c64h56w56k64r3s3p1_f32_nhwc_bias_relu      a convolution
+    n1c64h112w112_max3u2p1_f32_nhwc              a pooling
+
+===========  ==========================================================================
+field        meaning
+===========  ==========================================================================
+n c h w      batch, input channels, input height and width
+k r s        output channels, kernel height and width (only a convolution has them)
+p            padding: ``p1``, ``p1.2`` (height.width) or ``p0.1.2.3`` (top.bottom.left.right)
+u d g        stride, dilation (``u2`` or ``u2.1``) and groups
+_f32 _f64    element type
+_nchw _nhwc  memory format (``contiguous`` and ``channels_last`` in torch's words)
+_bias        a bias is added
+_relu ...    activation (`ACTIVATIONS`)
+_max3u2p1    pooling, see `Pool.descriptor`
+_raw         weights are not packed beforehand (`ConvProblem.raw`)
+_indices     max pooling that returns indices
+===========  ==========================================================================
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+MemoryFormat: TypeAlias = Literal["contiguous", "channels_last"]
+Pair: TypeAlias = tuple[int, int]
+
+ACTIVATIONS = ("relu", "relu6", "leaky_relu")
+LEAKY_SLOPE = 0.01
+DTYPES = {"f32": "float32", "f64": "float64"}
+FORMATS: dict[str, MemoryFormat] = {"nchw": "contiguous", "nhwc": "channels_last"}
+_DTYPE_WORD = {name: word for word, name in DTYPES.items()}
+_FORMAT_WORD = {name: word for word, name in FORMATS.items()}
+
+
+def conv_output_size(W: int, F: int, padding: int | Pair = 0, stride: int = 1, dilation: int = 1) -> int:
+    """Output size of a convolution along one axis: floor((W + 2P - D(F-1) - 1)/S + 1).
+
+    Parameters
+    ----------
+    W, F : int
+        Input size and kernel size, in pixels.
+    padding : int or (int, int), default 0
+        Pixels of zeros on each side, or at the beginning and at the end.
+    stride, dilation : int, default 1
+        Step of the window, and distance between neighbouring kernel elements.
+
+    Returns
+    -------
+    int
+        The number of window positions.
+
+    Raises
+    ------
+    ValueError
+        If the dilated kernel is larger than the padded input, or an argument is out of range.
+
+    Examples
+    --------
+    >>> conv_output_size(227, 11, stride=4)
+    55
+    """
+    begin, end = (padding, padding) if isinstance(padding, int) else padding
+    for name, value, least in [("stride", stride, 1), ("dilation", dilation, 1), ("F", F, 1)]:
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    if begin < 0 or end < 0:
+        raise ValueError(f"padding must not be negative, got {padding}")
+    span = W + begin + end - dilation * (F - 1) - 1
+    if span < 0:
+        raise ValueError(
+            f"kernel_size {F} with dilation {dilation} spans {dilation * (F - 1) + 1} pixels, more than the "
+            f"padded input of {W} + {begin} + {end}; use a smaller kernel or more padding"
+        )
+    return span // stride + 1
+
+
+def pair(value: Any, name: str, *, least: int) -> Pair:
+    """An int, or two of them, as a (height, width) pair; `name` is for the error message."""
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(values) != 2 or not all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) for v in values):
+        raise ValueError(f"{name} must be an int or a pair of ints, got {value!r}")
+    if min(values) < least:
+        raise ValueError(f"{name} must be at least {least}, got {value!r}")
+    return int(values[0]), int(values[1])
+
+
+def padding_pairs(padding: Any, kernel_size: Pair, stride: Pair, dilation: Pair) -> tuple[Pair, Pair]:
+    """Any accepted form of `padding` as ((top, bottom), (left, right)).
+
+    Raises
+    ------
+    ValueError
+        For an unknown form, a negative amount, or "same" with a stride above 1.
+    """
+    if isinstance(padding, str):
+        return _named_padding(padding, kernel_size, stride, dilation)
+    if isinstance(padding, (tuple, list)) and len(padding) == 2 and isinstance(padding[0], (tuple, list)):
+        return pair(padding[0], "padding", least=0), pair(padding[1], "padding", least=0)
+    height, width = pair(padding, "padding", least=0)
+    return (height, height), (width, width)
+
+
+def _named_padding(name: str, kernel_size: Pair, stride: Pair, dilation: Pair) -> tuple[Pair, Pair]:
+    if name == "valid":
+        return (0, 0), (0, 0)
+    if name != "same":
+        raise ValueError(f"padding must be ints, 'same' or 'valid', got {name!r}")
+    if stride != (1, 1):
+        raise ValueError(f"padding='same' needs stride 1, got stride {stride}; give the padding as numbers")
+    total = [d * (f - 1) for d, f in zip(dilation, kernel_size, strict=True)]
+    first, second = ((t // 2, t - t // 2) for t in total)
+    return first, second
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A pooling window; after normalisation every field is a pair or a plain value.
+
+    Parameters
+    ----------
+    mode : {"max", "avg", "lp"}
+        Maximum, average, or the Lp norm of the window.
+    kernel_size : int or (int, int)
+        Window height and width, in pixels.
+    stride : int or (int, int), optional
+        Step of the window; the kernel size if not given.
+    padding : int or (int, int), default 0
+        On both sides, at most half the (dilated) kernel. Max pooling pads with -inf, the others with 0.
+    dilation : int or (int, int), default 1
+        Max pooling only.
+    ceil_mode : bool, default False
+        Round the output size up; a last window that would start in the trailing padding is dropped.
+    count_include_pad : bool, default True
+        Whether average pooling divides by padded elements too.
+    norm_type : float, default 2
+        The p of Lp pooling, positive and finite.
+
+    Raises
+    ------
+    ValueError
+        Names the argument that is out of range.
+    """
+
+    mode: str
+    kernel_size: Any
+    stride: Any = None
+    padding: Any = 0
+    dilation: Any = 1
+    ceil_mode: bool = False
+    count_include_pad: bool = True
+    norm_type: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("max", "avg", "lp"):
+            raise ValueError(f"mode must be 'max', 'avg' or 'lp', got {self.mode!r}")
+        kernel = pair(self.kernel_size, "kernel_size", least=1)
+        stride = kernel if self.stride is None else pair(self.stride, "stride", least=1)
+        padding, dilation = pair(self.padding, "padding", least=0), pair(self.dilation, "dilation", least=1)
+        for p, f, d in zip(padding, kernel, dilation, strict=True):
+            if p > (d * (f - 1) + 1) // 2:
+                raise ValueError(f"padding must be at most half the kernel {kernel}, got {self.padding!r}")
+        if self.mode != "max" and dilation != (1, 1):
+            raise ValueError(f"dilation is for max pooling only, got {self.dilation!r} with mode {self.mode!r}")
+        if self.mode == "lp" and padding != (0, 0):
+            raise ValueError(f"padding is not defined for lp pooling, got {self.padding!r}")
+        if not (0 < self.norm_type < math.inf):
+            raise ValueError(f"norm_type must be positive and finite, got {self.norm_type!r}")
+        values = {"kernel_size": kernel, "stride": stride, "padding": padding, "dilation": dilation}
+        values |= {"norm_type": float(self.norm_type) if self.mode == "lp" else 2.0}
+        values |= {"count_include_pad": bool(self.count_include_pad) or self.mode != "avg"}
+        values |= {"ceil_mode": bool(self.ceil_mode)}
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def output_size(self, size: Pair) -> Pair:
+        """Height and width after pooling a map of the given size.
+
+        Raises
+        ------
+        ValueError
+            If the window is larger than the padded map.
+        """
+        return self._along(0, size[0]), self._along(1, size[1])
+
+    def _along(self, axis: int, size: int) -> int:
+        f, s, p, d = self.kernel_size[axis], self.stride[axis], self.padding[axis], self.dilation[axis]
+        if not self.ceil_mode:
+            return conv_output_size(size, f, p, s, d)
+        out = -(-(size + 2 * p - d * (f - 1) - 1) // s) + 1
+        if (out - 1) * s >= size + p:
+            out -= 1
+        if out < 1:
+            raise ValueError(f"kernel_size {f} is larger than the padded input of {size} + {p} + {p}")
+        return out
+
+    @property
+    def descriptor(self) -> str:
+        """Such as ``max3u2p1``; then ``d`` dilation, ``n`` norm, ``ceil``, ``nopad`` (pads not counted)."""
+        text = f"{self.mode}{_short(self.kernel_size)}u{_short(self.stride)}"
+        text += f"p{_short(self.padding)}" if self.padding != (0, 0) else ""
+        text += f"d{_short(self.dilation)}" if self.dilation != (1, 1) else ""
+        text += f"n{self.norm_type!r}".removesuffix(".0") if self.mode == "lp" else ""
+        return text + ("ceil" if self.ceil_mode else "") + ("" if self.count_include_pad else "nopad")
+
+
+@dataclass(frozen=True)
+class ConvProblem:
+    """A convolution with its epilogue: ``pool(activation(conv(x, w) + bias))``.
+
+    All sizes are tuples with one entry per spatial axis, padding one (begin, end) pair per axis. Use
+    `create` for arguments as a user gives them. `raw` says that the weights come as they are with each
+    call, so that packing them is part of the work; a plan packs them once.
+    """
+
+    batch: int
+    in_channels: int
+    in_size: Pair
+    out_channels: int
+    kernel_size: Pair
+    stride: Pair = (1, 1)
+    padding: tuple[Pair, Pair] = ((0, 0), (0, 0))
+    dilation: Pair = (1, 1)
+    groups: int = 1
+    dtype: str = "float32"
+    memory_format: MemoryFormat = "contiguous"
+    bias: bool = False
+    activation: str | None = None
+    pool: Pool | None = None
+    direction: str = "forward"
+    raw: bool = False
+
+    operation = "conv"
+
+    @classmethod
+    def create(
+        cls, x_shape: tuple, weight_shape: tuple, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+        groups: int = 1, **rest: Any,
+    ) -> ConvProblem:  # fmt: skip
+        """Build and check a problem from shapes (N, C, H, W) and (K, C/groups, R, S).
+
+        Raises
+        ------
+        ValueError
+            Names the argument, its value and what would do.
+        """
+        if len(x_shape) != 4:
+            raise ValueError(f"x must have 4 axes (N, C, H, W) or 3 (C, H, W), got shape {tuple(x_shape)}")
+        if len(weight_shape) != 4:
+            raise ValueError(f"weight must have 4 axes (K, C/groups, R, S), got shape {tuple(weight_shape)}")
+        kernel = pair(tuple(weight_shape[2:]), "weight's kernel size", least=1)
+        strides, dilations = pair(stride, "stride", least=1), pair(dilation, "dilation", least=1)
+        pads = padding_pairs(padding, kernel, strides, dilations)
+        channels, filters = int(x_shape[1]), int(weight_shape[0])
+        _check_groups(groups, channels, filters, int(weight_shape[1]))
+        if rest.get("activation") not in (None, *ACTIVATIONS):
+            raise ValueError(f"activation must be None or one of {ACTIVATIONS}, got {rest['activation']!r}")
+        if not isinstance(rest.get("pool"), (Pool, type(None))):
+            raise ValueError(f"pool must be a fastconv.Pool or None, got {rest['pool']!r}")
+        size = (int(x_shape[2]), int(x_shape[3]))
+        problem = cls(int(x_shape[0]), channels, size, filters, kernel, strides, pads, dilations, int(groups), **rest)
+        _ = problem.out_shape  # raises where the kernel or the window does not fit
+        return problem
+
+    @cached_property
+    def conv_size(self) -> Pair:
+        """Height and width of the convolution's own output, before pooling."""
+        axes = zip(self.in_size, self.kernel_size, self.padding, self.stride, self.dilation, strict=True)
+        height, width = (conv_output_size(*axis) for axis in axes)
+        return height, width
+
+    @cached_property
+    def out_size(self) -> Pair:
+        """Height and width of the result."""
+        return self.pool.output_size(self.conv_size) if self.pool else self.conv_size
+
+    @property
+    def in_shape(self) -> tuple[int, int, int, int]:
+        """Shape of x."""
+        return (self.batch, self.in_channels, *self.in_size)
+
+    @property
+    def out_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the result."""
+        return (self.batch, self.out_channels, *self.out_size)
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the weights, (K, C/groups, R, S)."""
+        return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return np.dtype(self.dtype).itemsize
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions, taps in the padding included, as is customary."""
+        per_output = 2 * math.prod(self.weight_shape[1:])
+        return self.batch * self.out_channels * math.prod(self.conv_size) * per_output
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of x, weights and result, each once: what must move at least."""
+        elements = math.prod(self.in_shape) + math.prod(self.weight_shape) + math.prod(self.out_shape)
+        return self.itemsize * elements
+
+    @cached_property
+    def descriptor(self) -> str:
+        """The one-line name; `parse` reads it back."""
+        (h, w), (r, s) = self.in_size, self.kernel_size
+        text = f"n{self.batch}c{self.in_channels}h{h}w{w}k{self.out_channels}r{r}s{s}"
+        text += _padding_word(self.padding)
+        text += f"u{_short(self.stride)}" if self.stride != (1, 1) else ""
+        text += f"d{_short(self.dilation)}" if self.dilation != (1, 1) else ""
+        text += f"g{self.groups}" if self.groups != 1 else ""
+        words = [text, _DTYPE_WORD[self.dtype], _FORMAT_WORD[self.memory_format]]
+        words += ["bias"] if self.bias else []
+        words += [self.activation.replace("_", "")] if self.activation else []
+        words += [self.pool.descriptor] if self.pool else []
+        words += [self.direction.replace("_", "")] if self.direction != "forward" else []
+        words += ["raw"] if self.raw else []
+        return "_".join(words)
+
+    def without_epilogue(self) -> ConvProblem:
+        """The same convolution with no bias, activation or pooling."""
+        return replace(self, bias=False, activation=None, pool=None)
+
+
+@dataclass(frozen=True)
+class PoolProblem:
+    """Pooling by itself, with one window for every channel."""
+
+    batch: int
+    channels: int
+    in_size: Pair
+    pool: Pool
+    dtype: str = "float32"
+    memory_format: MemoryFormat = "contiguous"
+    return_indices: bool = False
+    direction: str = "forward"
+
+    operation = "pool"
+
+    @cached_property
+    def out_size(self) -> Pair:
+        """Height and width of the result."""
+        return self.pool.output_size(self.in_size)
+
+    @property
+    def in_shape(self) -> tuple[int, int, int, int]:
+        """Shape of x."""
+        return (self.batch, self.channels, *self.in_size)
+
+    @property
+    def out_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the result."""
+        return (self.batch, self.channels, *self.out_size)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return np.dtype(self.dtype).itemsize
+
+    @property
+    def flops(self) -> int:
+        """One operation for each element of each window."""
+        return math.prod(self.out_shape) * math.prod(self.pool.kernel_size)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of x and result, each once."""
+        index = 8 * math.prod(self.out_shape) if self.return_indices else 0
+        return self.itemsize * (math.prod(self.in_shape) + math.prod(self.out_shape)) + index
+
+    @cached_property
+    def descriptor(self) -> str:
+        """The one-line name; `parse` reads it back."""
+        words = [f"n{self.batch}c{self.channels}h{self.in_size[0]}w{self.in_size[1]}", self.pool.descriptor]
+        words += [_DTYPE_WORD[self.dtype], _FORMAT_WORD[self.memory_format]]
+        return "_".join(words + (["indices"] if self.return_indices else []))
+
+
+Problem: TypeAlias = ConvProblem | PoolProblem
+
+_NUMBERS = r"\d+(?:\.\d+)*"
+_HEAD = re.compile(
+    r"n(?P<n>\d+)c(?P<c>\d+)h(?P<h>\d+)w(?P<w>\d+)(?:k(?P<k>\d+)r(?P<r>\d+)s(?P<s>\d+))?"
+    rf"(?:p(?P<p>{_NUMBERS}))?(?:u(?P<u>{_NUMBERS}))?(?:d(?P<d>{_NUMBERS}))?(?:g(?P<g>\d+))?"
+)
+_POOL = re.compile(
+    rf"(?P<mode>max|avg|lp)(?P<kernel>{_NUMBERS})(?:u(?P<u>{_NUMBERS}))?(?:p(?P<p>{_NUMBERS}))?"
+    rf"(?:d(?P<d>{_NUMBERS}))?(?:n(?P<norm>[\d.e+-]+))?(?P<ceil>ceil)?(?P<nopad>nopad)?"
+)
+_FLAGS = {
+    **{word: ("dtype", name) for word, name in DTYPES.items()},
+    **{word: ("memory_format", name) for word, name in FORMATS.items()},
+    **{name.replace("_", ""): ("activation", name) for name in ACTIVATIONS},
+    **{name.replace("_", ""): ("direction", name) for name in ("forward", "backward_input", "backward_weight")},
+    "bias": ("bias", True),
+    "raw": ("raw", True),
+    "indices": ("return_indices", True),
+}
+
+
+def parse(descriptor: str) -> Problem:
+    """Read a problem from its descriptor (the grammar is at the top of this module).
+
+    Words after the sizes may come in any order; float32, NCHW and no epilogue are the defaults.
+
+    Raises
+    ------
+    ValueError
+        Says which part was not understood.
+    """
+    head, *words = descriptor.strip().split("_")
+    match = _HEAD.fullmatch(head)
+    if match is None:
+        raise ValueError(f"descriptor {descriptor!r}: {head!r} is not like 'n1c64h56w56k64r3s3p1'")
+    rest: dict[str, Any] = {}
+    for word in words:
+        if found := _POOL.fullmatch(word):
+            rest["pool"] = found
+        elif word in _FLAGS:
+            key, value = _FLAGS[word]
+            rest[key] = value
+        else:
+            raise ValueError(f"descriptor {descriptor!r}: {word!r} is not a pooling or one of {sorted(_FLAGS)}")
+    return _build(descriptor, match, rest)
+
+
+def _build(descriptor: str, match: re.Match, rest: dict[str, Any]) -> Problem:
+    n, c, h, w = (int(match[f]) for f in "nchw")
+    try:
+        if "pool" in rest:
+            rest["pool"] = _parse_pool(rest["pool"])
+        if match["k"] is None:
+            if "pool" not in rest:
+                raise ValueError("neither a kernel (k, r, s) nor a pooling is given")
+            problem = PoolProblem(n, c, (h, w), **rest)
+            _ = problem.out_size
+            return problem
+        groups = int(match["g"] or 1)
+        return ConvProblem.create(
+            (n, c, h, w), (int(match["k"]), c // max(groups, 1), int(match["r"]), int(match["s"])),
+            padding=_parse_padding(match["p"] or "0"), stride=_parse_pair(match["u"] or "1"),
+            dilation=_parse_pair(match["d"] or "1"), groups=groups, **rest,
+        )  # fmt: skip
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"descriptor {descriptor!r}: {error}") from None
+
+
+def _parse_pool(match: re.Match) -> Pool:
+    return Pool(
+        match["mode"], _parse_pair(match["kernel"]), _parse_pair(match["u"]) if match["u"] else None,
+        _parse_pair(match["p"] or "0"), _parse_pair(match["d"] or "1"), match["ceil"] is not None,
+        match["nopad"] is None, float(match["norm"] or 2),
+    )  # fmt: skip
+
+
+def _parse_pair(text: str) -> Any:
+    numbers = tuple(int(v) for v in text.split("."))
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _parse_padding(text: str) -> Any:
+    numbers = _parse_pair(text)
+    return (numbers[:2], numbers[2:]) if isinstance(numbers, tuple) and len(numbers) == 4 else numbers
+
+
+def _short(values: Pair) -> str:
+    return str(values[0]) if values[0] == values[1] else f"{values[0]}.{values[1]}"
+
+
+def _padding_word(padding: tuple[Pair, Pair]) -> str:
+    (top, bottom), (left, right) = padding
+    if top == bottom and left == right:
+        return f"p{_short((top, left))}" if top or left else ""
+    return f"p{top}.{bottom}.{left}.{right}"
+
+
+def _check_groups(groups: Any, channels: int, filters: int, channels_per_group: int) -> None:
+    if not isinstance(groups, (int, np.integer)) or groups < 1:
+        raise ValueError(f"groups must be a positive int, got {groups!r}")
+    if channels % groups or filters % groups:
+        raise ValueError(
+            f"groups must divide the channels of x ({channels}) and the filters of weight ({filters}), got {groups}"
+        )
+    if channels // groups != channels_per_group:
+        raise ValueError(
+            f"weight has {channels_per_group} channels per filter, but x has {channels} channels in {groups} "
+            f"group(s): {channels // groups} are needed"
+        )
