@@ -1,0 +1,1 @@
+"""CPU kernels: one algorithm per file, all on the same microkernel (`contract`)."""

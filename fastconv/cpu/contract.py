@@ -1,0 +1,242 @@
+"""The microkernel: one register-tiled contraction that every convolution kernel is built on.
+
+For a tile of ``rows`` x ``VECS`` vectors it computes::
+
+    out[r, v] = epilogue(init[r, v] + sum over taps t, steps i of A[r, t, i] * B[v, t, i])
+
+    A[r, t, i] at  a + r*a_row + taps[t, 0] + i*a_step          a scalar, broadcast to all lanes
+                                                                 (or a vector per v: A_VECTOR)
+    B[v, t, i] at  b + v*LANES + taps[t, 1] + i*b_step          a vector load
+
+The accumulators stay in registers for the whole sum. Only the tile (ROWS, VECS) is fixed when the
+kernel is compiled; everything else is a run-time address, stride or trip count, so that a short menu
+of tiles serves every shape, both memory formats and every pass. The table of taps plays the part of
+LIBXSMM's batch-reduce GEMM (arXiv:1906.06440): a filter tap that falls into the padding is simply not
+in the table.
+
+It is written as an LLVM IR generator because LLVM's vectorizer neither keeps 28 accumulators in
+registers nor chooses 512-bit vectors on its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from fastconv.cpu.host import host
+
+_I1, _I8, _I32, _I64 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64)
+_ELEMENT = {4: ir.FloatType(), 8: ir.DoubleType()}
+
+
+class _Emitter:
+    """IR for the vectors of one element type: loads, stores, broadcasts, multiply-add."""
+
+    def __init__(self, builder: ir.IRBuilder, itemsize: int, lanes: int) -> None:
+        self.builder, self.itemsize, self.lanes = builder, itemsize, lanes
+        self.scalar = _ELEMENT[itemsize]
+        self.vector = ir.VectorType(self.scalar, lanes)
+        self.suffix = f"v{lanes}f{8 * itemsize}"
+        # Without the instruction, llvm.fma would be a library call per lane.
+        self.fma = self._declare("fma" if host().fma else "fmuladd", [self.vector] * 3)
+
+    def _declare(self, name: str, arguments: list) -> Any:
+        # llvmlite's declare_intrinsic refuses vector types, so the name is spelled out.
+        kind = ir.FunctionType(self.vector, arguments)
+        return cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.{name}.{self.suffix}")
+
+    def constant(self, value: float) -> ir.Constant:
+        return ir.Constant(self.vector, [value] * self.lanes)
+
+    def pointer(self, address: Any) -> Any:
+        return self.builder.inttoptr(address, self.scalar.as_pointer())
+
+    def at(self, pointer: Any, *offsets: Any) -> Any:
+        """`pointer` moved by a sum of offsets in elements."""
+        for offset in offsets:
+            pointer = self.builder.gep(pointer, [offset])
+        return pointer
+
+    def load(self, pointer: Any) -> Any:
+        as_vector = self.builder.bitcast(pointer, self.vector.as_pointer())
+        return self.builder.load(as_vector, align=self.itemsize)
+
+    def store(self, value: Any, pointer: Any) -> None:
+        as_vector = self.builder.bitcast(pointer, self.vector.as_pointer())
+        self.builder.store(value, as_vector, align=self.itemsize)
+
+    def store_first(self, value: Any, pointer: Any, count: Any) -> None:
+        """Store the first `count` lanes (none if it is not positive)."""
+        b, integers = self.builder, ir.VectorType(_I64, self.lanes)
+        index = ir.Constant(integers, list(range(self.lanes)))
+        mask = b.icmp_signed("<", index, self.splat(count, integers))
+        as_vector = b.bitcast(pointer, self.vector.as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [self.vector, as_vector.type, _I32, mask.type])
+        name = f"llvm.masked.store.{self.suffix}.p0"
+        b.call(cgutils.get_or_insert_function(b.module, kind, name), [value, as_vector, _I32(self.itemsize), mask])
+
+    def splat(self, scalar: Any, kind: ir.VectorType | None = None) -> Any:
+        kind = kind or self.vector
+        undefined = ir.Constant(kind, ir.Undefined)
+        one = self.builder.insert_element(undefined, scalar, _I32(0))
+        zeros = ir.Constant(ir.VectorType(_I32, self.lanes), [0] * self.lanes)
+        return self.builder.shuffle_vector(one, undefined, zeros)
+
+    def broadcast(self, pointer: Any) -> Any:
+        return self.splat(self.builder.load(pointer, align=self.itemsize))
+
+    def activate(self, value: Any, slope: Any, low: Any, high: Any) -> Any:
+        """x < 0 ? slope*x : x, clamped to [low, high]; comparisons are ordered, so NaN passes through."""
+        b = self.builder
+        value = b.select(b.fcmp_ordered("<", value, self.constant(0.0)), b.fmul(value, slope), value)
+        value = b.select(b.fcmp_ordered("<", value, low), low, value)
+        return b.select(b.fcmp_ordered(">", value, high), high, value)
+
+
+@intrinsic(prefer_literal=True)
+def contract(
+    typingctx, a, a_row, a_step, b, b_step, taps, n_taps, n_steps, init, init_row, init_vector,
+    out, out_row, rows, lanes, epilogue, ROWS, VECS, ITEM, A_VECTOR,
+):  # fmt: skip
+    """Emit the contraction described at the top of this module.
+
+    Parameters
+    ----------
+    a, b, init, out, taps, epilogue : int64
+        Addresses. `taps` holds `n_taps` pairs of int64 element offsets, into `a` and into `b`.
+        `epilogue` holds three elements (slope, low, high), or is 0 for no activation.
+    a_row, a_step, b_step, init_row, init_vector, out_row : int64
+        Strides in elements. With ``init_row = init_vector = 0`` the sum starts from one vector, with
+        ``init_row = 0, init_vector = LANES`` from a bias along the vectors, and so on.
+    n_taps, n_steps : int64
+        Trip counts, at least 0 and 1.
+    rows, lanes : int64
+        How many of the ROWS rows and of the ``VECS * LANES`` lanes are wanted, at least 1. Rows past
+        the end repeat the last one, so that nothing outside is read and no branch is needed; lanes
+        past the end are computed (`b` and `init` must be readable there) and not stored.
+    ROWS, VECS, ITEM : literal int
+        The tile and the element size in bytes. Literals keep Numba's disk cache working, which
+        closing over a jitted function would not (numba#6264).
+    A_VECTOR : literal int
+        1: A is a vector that runs along with B's (depthwise convolution), 0: a broadcast scalar.
+    """
+    n_rows, n_vecs = ROWS.literal_value, VECS.literal_value
+    itemsize, a_vector = ITEM.literal_value, A_VECTOR.literal_value
+    word = types.int64
+    signature = types.void(*[word] * 16, ROWS, VECS, ITEM, A_VECTOR)
+
+    def codegen(context, builder, _signature, args):
+        emit = _Emitter(builder, itemsize, host().lanes(itemsize))
+        _emit_contract(emit, args[:16], n_rows, n_vecs, bool(a_vector))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _emit_contract(emit: _Emitter, args: list, n_rows: int, n_vecs: int, a_vector: bool) -> None:
+    (a, a_row, a_step, b, b_step, taps, n_taps, n_steps, init, init_row, init_vector,
+     out, out_row, rows, lanes, epilogue) = args  # fmt: skip
+    bld = emit.builder
+    tile = [(r, v) for r in range(n_rows) for v in range(n_vecs)]
+    a, b, init, out = (emit.pointer(x) for x in (a, b, init, out))
+    taps = bld.inttoptr(taps, _I64.as_pointer())
+    last = bld.sub(rows, _I64(1))
+    row = [_I64(0)] + [_minimum(bld, _I64(r), last) for r in range(1, n_rows)]
+    a_offset = [bld.mul(r, a_row) for r in row]
+    vector = [_I64(v * emit.lanes) for v in range(n_vecs)]
+
+    start = {
+        (r, v): emit.load(emit.at(init, bld.mul(row[r], init_row), bld.mul(_I64(v), init_vector)))
+        for r, v in tile
+    }
+    before = bld.block
+    tap_loop, step_loop = bld.append_basic_block("tap"), bld.append_basic_block("step")
+    next_tap, done = bld.append_basic_block("next_tap"), bld.append_basic_block("done")
+    bld.cbranch(bld.icmp_signed(">", n_taps, _I64(0)), tap_loop, done)
+
+    bld.position_at_end(tap_loop)
+    t = bld.phi(_I64)
+    outer = {k: bld.phi(emit.vector) for k in tile}
+    pair = bld.gep(taps, [bld.mul(t, _I64(2))])
+    a_tap = emit.at(a, bld.load(pair))
+    b_tap = emit.at(b, bld.load(bld.gep(pair, [_I64(1)])))
+    bld.branch(step_loop)
+
+    bld.position_at_end(step_loop)
+    i, a_ptr, b_ptr = bld.phi(_I64), bld.phi(a.type), bld.phi(b.type)
+    acc = {k: bld.phi(emit.vector) for k in tile}
+    total = _multiply_add(emit, acc, a_ptr, a_offset, b_ptr, vector, a_vector)
+    i_next = bld.add(i, _I64(1))
+    following = (i_next, emit.at(a_ptr, a_step), emit.at(b_ptr, b_step))
+    bld.cbranch(bld.icmp_signed("<", i_next, n_steps), step_loop, next_tap)
+
+    bld.position_at_end(next_tap)
+    t_next = bld.add(t, _I64(1))
+    bld.cbranch(bld.icmp_signed("<", t_next, n_taps), tap_loop, done)
+
+    for phi, first, later in zip((i, a_ptr, b_ptr), (_I64(0), a_tap, b_tap), following, strict=True):
+        phi.add_incoming(first, tap_loop)
+        phi.add_incoming(later, step_loop)
+    t.add_incoming(_I64(0), before)
+    t.add_incoming(t_next, next_tap)
+    for k in tile:
+        acc[k].add_incoming(outer[k], tap_loop)
+        acc[k].add_incoming(total[k], step_loop)
+        outer[k].add_incoming(start[k], before)
+        outer[k].add_incoming(total[k], next_tap)
+
+    bld.position_at_end(done)
+    result = {k: bld.phi(emit.vector) for k in tile}
+    for k in tile:
+        result[k].add_incoming(start[k], before)
+        result[k].add_incoming(total[k], next_tap)
+    total = _activated(emit, result, epilogue)
+    pointers = {(r, v): emit.at(out, bld.mul(row[r], out_row), vector[v]) for r, v in tile}
+    with bld.if_else(bld.icmp_signed("<", lanes, _I64(n_vecs * emit.lanes))) as (partial, whole):
+        with partial:
+            for r, v in tile:
+                emit.store_first(total[r, v], pointers[r, v], bld.sub(lanes, vector[v]))
+        with whole:
+            for k in tile:
+                emit.store(total[k], pointers[k])
+
+
+def _multiply_add(emit, acc, a_ptr, a_offset, b_ptr, vector, a_vector):
+    """One step of the sum for every accumulator of the tile."""
+    columns = [emit.load(emit.at(b_ptr, offset)) for offset in vector]
+    total = {}
+    for r, offset in enumerate(a_offset):
+        if not a_vector:
+            scalar = emit.broadcast(emit.at(a_ptr, offset))
+        for v, column in enumerate(columns):
+            left = emit.load(emit.at(a_ptr, offset, vector[v])) if a_vector else scalar
+            total[r, v] = emit.builder.call(emit.fma, [left, column, acc[r, v]])
+    return total
+
+
+def _activated(emit: _Emitter, total: dict, epilogue: Any) -> dict:
+    """The tile after the activation, or as it was where `epilogue` is a null address."""
+    bld = emit.builder
+    plain = bld.block
+    activate, after = bld.append_basic_block("activate"), bld.append_basic_block("after")
+    bld.cbranch(bld.icmp_unsigned("!=", epilogue, _I64(0)), activate, after)
+    bld.position_at_end(activate)
+    constants = emit.pointer(epilogue)
+    slope, low, high = (emit.broadcast(emit.at(constants, _I64(n))) for n in range(3))
+    activated = {k: emit.activate(value, slope, low, high) for k, value in total.items()}
+    bld.branch(after)
+    bld.position_at_end(after)
+    result = {}
+    for k, value in total.items():
+        result[k] = bld.phi(emit.vector)
+        result[k].add_incoming(value, plain)
+        result[k].add_incoming(activated[k], activate)
+    return result
+
+
+def _minimum(builder: ir.IRBuilder, x: Any, y: Any) -> Any:
+    return builder.select(builder.icmp_signed("<", x, y), x, y)

@@ -1,0 +1,134 @@
+"""Direct convolution: the microkernel walks the input where it lies, with no workspace.
+
+A register tile is ROWS pixels of one line by VECS vectors of filters; the sum runs over the taps that
+fall inside the image and over the channels. Padding costs nothing: `geometry.lines` splits the map into
+rectangles whose pixels all see the same taps, so the taps outside are never visited.
+
+The input may have any strides. The output is written as vectors of filters where those are neighbours
+in memory (channels-last), and through a tile of scratch where they are not.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import carray
+
+from fastconv.cpu.contract import contract
+from fastconv.cpu.geometry import lines, tiles_and_steps
+from fastconv.cpu.host import host
+from fastconv.cpu.kernel import ConvKernel, Geometry, Packed, Params, fields, record, split
+from fastconv.cpu.memory import ints, scatter
+from fastconv.cpu.pack import filter_blocks, pack_filters, packing_ns
+from fastconv.cpu.tiles import FMA_NS, menu, per_tile_ns, step_ns
+from fastconv.jit import job_kernel, source_stamp
+from fastconv.problem import ConvProblem
+
+GEOMETRY = fields(
+    "lines", "line_count", "lines_per_job", "line_jobs", "taps", "blocks", "blocks_per_job", "block_jobs",
+    "groups", "filters", "x_batch", "x_group", "x_step", "out_batch", "out_filter", "packed_block", "epilogue",
+)  # fmt: skip
+
+
+def unsupported(problem: ConvProblem) -> str | None:
+    """Why this algorithm cannot compute `problem`, or None if it can."""
+    return "it does not pool" if problem.pool else None
+
+
+def space(problem: ConvProblem) -> list[Params]:
+    """The register tiles of this CPU."""
+    return [{"rows": rows, "vectors": vectors} for rows, vectors in menu()]
+
+
+def cost(problem: ConvProblem, params: Params) -> float:
+    """Predicted nanoseconds on one thread."""
+    rows, vectors = params["rows"], params["vectors"]
+    blocks = problem.groups * filter_blocks(problem, vectors * host().lanes(problem.itemsize))
+    tiles, steps = tiles_and_steps(problem, rows)
+    channels = problem.in_channels // problem.groups
+    each = steps * channels * step_ns(rows, vectors) + tiles * per_tile_ns(rows, vectors)
+    if problem.memory_format == "contiguous":
+        # Channels lie a plane apart: a cache line brings one useful row of the tile; results are scattered.
+        each += steps * channels * 4 * FMA_NS + tiles * rows * vectors * 12 * FMA_NS
+    return problem.batch * blocks * each + packing_ns(problem)
+
+
+def make(problem: ConvProblem, params: Params, threads: int) -> Direct:
+    """Compile or load the kernel."""
+    return Direct(problem, params, threads)
+
+
+@cache
+def _compiled(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
+    BLOCK = VECS * LANES
+
+    @job_kernel(GEOMETRY)
+    def direct(x, weight, bias, out, scratch, geometry, index):
+        _ = stamp
+        g = carray(geometry, 1)[0]
+        line_job, rest = index % g.line_jobs, index // g.line_jobs
+        block_job, rest = rest % g.block_jobs, rest // g.block_jobs
+        group, n = rest % g.groups, rest // g.groups
+        table = ints(g.lines, g.line_count, 8)
+        first_line = line_job * g.lines_per_job
+        last_line = min(first_line + g.lines_per_job, g.line_count)
+        first_block = block_job * g.blocks_per_job
+        last_block = min(first_block + g.blocks_per_job, g.blocks)
+        dense = g.out_filter == 1
+        for block in range(first_block, last_block):
+            w = weight + ITEM * (group * g.blocks + block) * g.packed_block
+            start = bias + ITEM * (group * g.blocks + block) * BLOCK
+            filters = min(BLOCK, g.filters - block * BLOCK)
+            x_group = x + ITEM * (n * g.x_batch + group * g.x_group)
+            out_block = out + ITEM * (n * g.out_batch + (group * g.filters + block * BLOCK) * g.out_filter)
+            for line in range(first_line, last_line):
+                x_line, out_line, pixels, x_row, out_row, tap, n_taps, steps = table[line]
+                for p in range(0, pixels, ROWS):
+                    rows = min(ROWS, pixels - p)
+                    a = x_group + ITEM * (x_line + p * x_row)
+                    o = out_block + ITEM * (out_line + p * out_row)
+                    contract(
+                        a, x_row, g.x_step, w, BLOCK, g.taps + 16 * tap, n_taps, steps, start, 0, LANES,
+                        o if dense else scratch, out_row if dense else BLOCK, rows, filters if dense else BLOCK,
+                        g.epilogue, ROWS, VECS, ITEM, 0,
+                    )  # fmt: skip
+                    if not dense:
+                        scatter(scratch, BLOCK, o, out_row, g.out_filter, rows, filters, ITEM)
+
+    return direct
+
+
+class Direct(ConvKernel):
+    """Direct convolution of one problem."""
+
+    def __init__(self, problem: ConvProblem, params: Params, threads: int) -> None:
+        super().__init__(problem, params, threads)
+        self.rows, self.vectors = params["rows"], params["vectors"]
+        self.block = self.vectors * self.lanes
+        self.function = _compiled(self.rows, self.vectors, self.item, self.lanes, source_stamp())
+        self.blocks = filter_blocks(problem, self.block)
+
+    def pack(self, weight: np.ndarray, bias: np.ndarray | None) -> Packed:
+        return pack_filters(self.problem, weight, bias, self.block)
+
+    def geometry(self, x_strides: tuple[int, ...], out_strides: tuple[int, ...]) -> Geometry:
+        p = self.problem
+        channels = p.in_channels // p.groups
+        found = lines(p, x_strides, out_strides, self.block, self.rows)
+        count = len(found.lines)
+        images = p.batch * p.groups
+        pixels, line_bytes = math.prod(p.conv_size) // max(1, count), math.prod(p.in_shape[1:]) * self.item // count
+        lines_per_job, blocks_per_job = split(count, pixels, self.blocks, images, line_bytes, self.wanted_jobs(4))
+        slab = 0 if out_strides[1] == 1 else self.rows * self.block * self.item
+        line_jobs, block_jobs = -(-count // lines_per_job), -(-self.blocks // blocks_per_job)
+        return record(
+            GEOMETRY, images * line_jobs * block_jobs, slab, {"lines": found.lines, "taps": found.taps},
+            line_count=count, lines_per_job=lines_per_job, line_jobs=line_jobs,
+            blocks_per_job=blocks_per_job, block_jobs=block_jobs, groups=p.groups, filters=p.out_channels // p.groups, blocks=self.blocks,
+            x_batch=x_strides[0], x_group=channels * x_strides[1], x_step=x_strides[1],
+            out_batch=out_strides[0], out_filter=out_strides[1],
+            packed_block=math.prod(p.weight_shape[1:]) * self.block, epilogue=self.epilogue_address,
+        )  # fmt: skip

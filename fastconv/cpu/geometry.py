@@ -1,0 +1,146 @@
+"""Where the pixels and the filter taps of a problem lie: the integer tables that kernels walk.
+
+A *tap* is one filter position (r, s). A *segment* is a run of output positions along one axis that see
+the same taps inside the image; the product of a row segment and a column segment is a rectangle whose
+pixels need no test for padding at all. A *line* is a run of pixels of such a rectangle.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from fastconv.problem import ConvProblem, Pair
+
+# Columns of the table of lines.
+X, OUT, COUNT, X_ROW, OUT_ROW, TAP, TAPS, STEPS = range(8)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Output positions [start, stop) whose taps [first, last) fall inside the input."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def segments(size: int, out: int, kernel: int, stride: int, padding: Pair, dilation: int) -> list[Segment]:
+    """Split one axis into the longest runs that see the same taps."""
+    found: list[Segment] = []
+    for o in range(out):
+        origin = o * stride - padding[0]
+        first = min(kernel, max(0, -(origin // dilation)))
+        last = max(first, min(kernel, -((origin - size) // dilation)))
+        if found and (found[-1].first, found[-1].last) == (first, last):
+            found[-1] = Segment(found[-1].start, o + 1, first, last)
+        else:
+            found.append(Segment(o, o + 1, first, last))
+    return found
+
+
+def axes(problem: ConvProblem) -> tuple[list[Segment], list[Segment]]:
+    """The segments of the convolution's rows and of its columns."""
+    sizes = (problem.in_size, problem.conv_size, problem.kernel_size)
+    rows, columns = (
+        segments(*axis) for axis in zip(*sizes, problem.stride, problem.padding, problem.dilation, strict=True)
+    )
+    return rows, columns
+
+
+def tiles_and_steps(problem: ConvProblem, tile: int) -> tuple[int, int]:
+    """Register tiles of `tile` pixels that cover one image, and the taps that they visit together."""
+    tiles = steps = 0
+    row_segments, column_segments = axes(problem)
+    unpadded = problem.kernel_size == problem.stride == (1, 1) and len(row_segments) == len(column_segments) == 1
+    for rows, columns in product(row_segments, column_segments):
+        down, along = len(rows), len(columns)
+        if unpadded:
+            down, along = 1, down * along
+        elif along < min(tile, down):
+            down, along = along, down
+        count = down * -(-along // tile)
+        tiles += count
+        steps += count * (rows.last - rows.first) * (columns.last - columns.first)
+    return tiles, steps
+
+
+@dataclass(frozen=True)
+class Lines:
+    """The pixels of one image as lines, and the taps that they need.
+
+    Attributes
+    ----------
+    lines : int64 array (n, 8)
+        Per line: offset into x, offset into out, pixels, distance of pixels in x and in out, first
+        row of `taps`, number of taps, steps of the innermost sum. Offsets and distances in elements.
+    taps : int64 array (m, 2)
+        Offsets into x and into the packed weights of one filter block.
+    """
+
+    lines: np.ndarray
+    taps: np.ndarray
+
+
+def lines(problem: ConvProblem, x_strides: tuple, out_strides: tuple, block: int, tile: int) -> Lines:
+    """Cover the output map with lines whose taps all lie inside the input.
+
+    Parameters
+    ----------
+    problem : ConvProblem
+    x_strides, out_strides : (n, c, h, w)
+        Strides in elements.
+    block : int
+        Filters per block of the packed weights, which are (r, s, c, block).
+    tile : int
+        Pixels per register tile: narrow rectangles are walked downwards, long lines are cut into
+        pieces of a few tiles.
+    """
+    channels = problem.in_channels // problem.groups
+    _, step_x, high_x, wide_x = x_strides
+    _, _, high_o, wide_o = out_strides
+    (sh, sw), (dh, dw), (height, width) = problem.stride, problem.dilation, problem.in_size
+    S = problem.kernel_size[1]
+    row_segments, column_segments = axes(problem)
+    # Taps of one filter row are neighbours in memory: their sum and that over channels are one loop.
+    merged = problem.groups == 1 and dw == 1 and step_x == 1 and wide_x == channels
+    table: list[tuple] = []
+    taps: list[tuple[int, int]] = []
+    for rows, columns in product(row_segments, column_segments):
+        first_tap, across = len(taps), columns.last - columns.first
+        each = [columns.first] if merged and across else range(columns.first, columns.last)
+        taps += [
+            (r * dh * high_x + s * dw * wide_x, (r * S + s) * channels * block)
+            for r in range(rows.first, rows.last)
+            for s in each
+        ]
+        steps = across * channels if merged and across else channels
+        shared = (first_tap, len(taps) - first_tap, steps)
+        top, left = problem.padding[0][0], problem.padding[1][0]
+        x0 = (rows.start * sh - top) * high_x + (columns.start * sw - left) * wide_x
+        o0 = rows.start * high_o + columns.start * wide_o
+        down, along = (len(rows), sh * high_x, high_o), (len(columns), sw * wide_x, wide_o)
+        table += _rectangle(x0, o0, down, along, shared, tile)
+    return Lines(np.array(table, np.int64).reshape(-1, 8), np.array(taps or [(0, 0)], np.int64))
+
+
+def _rectangle(x0: int, o0: int, down: tuple, along: tuple, shared: tuple, tile: int) -> list[tuple]:
+    """Lines of one rectangle; `down` and `along` are (pixels, distance in x, distance in out)."""
+    if down[1:] == (along[0] * along[1], along[0] * along[2]):
+        down, along = (1, 0, 0), (down[0] * along[0], *along[1:])  # rows follow each other: one long line
+    elif along[0] < min(tile, down[0]):
+        down, along = along, down
+    longest = 8 * tile
+    found = []
+    for i in range(down[0]):
+        for j in range(0, along[0], longest):
+            count = min(longest, along[0] - j)
+            x, out = x0 + i * down[1] + j * along[1], o0 + i * down[2] + j * along[2]
+            found.append((x, out, count, along[1], along[2], *shared))
+    return found

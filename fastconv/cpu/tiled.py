@@ -1,0 +1,236 @@
+"""Tiled convolution: a band of output rows stays in cache from the padded input to the pooled result.
+
+A job copies the input rows of its band, padded, into scratch; convolves them into a second piece of
+scratch, a block of channels at a time; and applies pooling on the way out. Bias and activation happen in
+the microkernel's registers. With pooling, the unpooled map never reaches memory.
+
+In one form, pixels are the rows of the register tile and filters its vectors; the band is laid out
+channels-last, whatever the image is. In the other, for contiguous (NCHW) images, filters are the rows and
+pixels the vectors, and weights that come raw need no packing: the band has a fixed pitch so that vectors
+run across the ends of rows, and is split into phases by the stride so that neighbouring outputs read
+neighbouring inputs. Its vectors are seldom aligned, which costs more than the other form's transposition
+unless the weights are large and raw.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from numba import carray
+
+from fastconv.cpu import bands
+from fastconv.cpu.bands import GEOMETRY
+from fastconv.cpu.contract import contract
+from fastconv.cpu.kernel import ConvKernel, Params
+from fastconv.cpu.memory import call, copy, fill, move
+from fastconv.cpu.tiles import menu
+from fastconv.cpu.windows import pool_rows
+from fastconv.jit import address_kernel, inline, job_kernel, source_stamp
+from fastconv.problem import ConvProblem
+
+cost = bands.cost
+
+
+def unsupported(problem: ConvProblem) -> str | None:
+    """Why this algorithm cannot compute `problem`, or None: it takes every forward convolution."""
+    return None
+
+
+def space(problem: ConvProblem) -> list[Params]:
+    """The register tiles of this CPU, with the channels whole or in blocks whose weights fit in cache.
+
+    ``pixel_vectors`` says which form of the kernel runs: 0 channels-last, either one contiguous.
+    """
+    forms = (0, 1) if problem.memory_format == "contiguous" else (0,)
+    return [
+        {"rows": rows, "vectors": vectors, "channels": channels, "pixel_vectors": form}
+        for form in forms
+        for rows, vectors in menu()
+        for channels in bands.channel_blocks(problem, rows, vectors, form)
+    ]
+
+
+def make(problem: ConvProblem, params: Params, threads: int) -> ConvKernel:
+    """Compile or load the kernel."""
+    if params["pixel_vectors"]:
+        return bands.PixelVectors(problem, params, threads, _pixel_vectors, _pooling)
+    return bands.PixelRows(problem, params, threads, _pixel_rows, _pooling)
+
+
+@inline
+def _split(g, index):
+    """The image, group, block range and output rows of a job."""
+    chunk, rest = index % g.chunks, index // g.chunks
+    first, rest = rest % g.bands * g.height, rest // g.bands
+    group, n = rest % g.groups, rest // g.groups
+    last_block = min(g.blocks, (chunk + 1) * g.blocks_per_job)
+    return n, group, chunk * g.blocks_per_job, last_block, first, min(first + g.height, g.out_height)
+
+
+@inline
+def _conv_rows(g, first, last):
+    """Rows of the convolution that output rows [first, last) need."""
+    if g.window == 0:
+        return first, last
+    begin = max(0, first * g.pool_stride - g.pool_padding)
+    return begin, min(g.conv_height, (last - 1) * g.pool_stride - g.pool_padding + g.pool_span)
+
+
+@inline
+def _finish(g, maps, map_row, map_column, map_filter, filters, out, first, last, top, ITEM):
+    """Write output rows [first, last) of one block of filters, pooled if the problem says so."""
+    if g.window:
+        origin = maps - ITEM * top * map_row
+        call(
+            g.pool, (origin, map_row, map_column, map_filter, g.conv_height, g.conv_width, filters,
+                     out, g.out_row, g.out_column, g.out_filter, first, last, g.window),
+        )  # fmt: skip
+    else:
+        for row in range(first, last):
+            move(
+                maps + ITEM * (row - first) * map_row, map_column, map_filter,
+                out + ITEM * row * g.out_row, g.out_column, g.out_filter, g.conv_width, filters, ITEM,
+            )  # fmt: skip
+
+
+@inline
+def _pad_rows(x, g, top, bottom, channels, panel, ITEM):
+    """Input of convolution rows [top, bottom) as (row, column, channel), with its padding."""
+    width = g.panel_row // g.channel_block
+    for i in range((bottom - top - 1) * g.stride_h + g.span_h):
+        row, target = top * g.stride_h - g.top + i, panel + ITEM * i * g.panel_row
+        if row < 0 or row >= g.in_height:
+            fill(target, g.panel_row, 0.0, ITEM)
+            continue
+        left, right = min(width, g.left), min(width, g.left + g.in_width)
+        fill(target, left * g.channel_block, 0.0, ITEM)
+        source, start = x + ITEM * row * g.x_row, target + ITEM * left * g.channel_block
+        if g.x_channel == 1 and g.x_column == channels and channels == g.channel_block:
+            copy(source, 1, start, (right - left) * channels, ITEM)
+        else:
+            move(source, g.x_column, g.x_channel, start, g.channel_block, 1, right - left, channels, ITEM)
+        fill(target + ITEM * right * g.channel_block, (width - right) * g.channel_block, 0.0, ITEM)
+
+
+@inline
+def _pad_vectors(x, g, top, bottom, channels, panel, ITEM):
+    """Input of convolution rows [top, bottom) as (channel, phase, row, column), with its padding."""
+    rows = bottom - top - 1 + g.panel_rows
+    for c in range(channels):
+        for phase in range(g.phases_h * g.phases_w):
+            ph, pw = phase // g.phases_w, phase % g.phases_w
+            # Columns j whose pixel j*stride + pw - left is inside the image.
+            begin = min(g.pitch, max(0, -((pw - g.left) // g.stride_w)))
+            end = max(begin, min(g.pitch, -((pw - g.left - g.in_width) // g.stride_w)))
+            for i in range(rows):
+                row = (top + i) * g.stride_h + ph - g.top
+                target = panel + ITEM * (c * g.panel_channel + phase * g.panel_phase + i * g.pitch)
+                if row < 0 or row >= g.in_height:
+                    fill(target, g.pitch, 0.0, ITEM)
+                    continue
+                fill(target, begin, 0.0, ITEM)
+                source = x + ITEM * (c * g.x_channel + row * g.x_row)
+                source += ITEM * (begin * g.stride_w + pw - g.left) * g.x_column
+                copy(source, g.stride_w * g.x_column, target + ITEM * begin, end - begin, ITEM)
+                fill(target + ITEM * end, g.pitch - end, 0.0, ITEM)
+
+
+@cache
+def _pooling(ITEM: int, stamp: str) -> Any:
+    """`pool_rows` as a C function of its own, so that it is not compiled again for each register tile."""
+
+    @address_kernel(14)
+    def pool(x, x_row, x_column, x_channel, height, width, channels, out, out_row, out_column, out_channel,
+             first, last, window):  # fmt: skip
+        _ = stamp
+        pool_rows(
+            x, x_row, x_column, x_channel, height, width, channels, out, out_row, out_column, out_channel,
+            0, first, last, window, ITEM,
+        )  # fmt: skip
+
+    return pool
+
+
+@cache
+def _pixel_rows(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
+    BLOCK = VECS * LANES
+
+    @job_kernel(GEOMETRY)
+    def tiled_rows(x, weight, bias, out, scratch, geometry, index):
+        _ = stamp
+        g = carray(geometry, 1)[0]
+        n, group, first_block, last_block, first, last = _split(g, index)
+        top, bottom = _conv_rows(g, first, last)
+        maps = scratch + ITEM * g.panel_size
+        image = x + ITEM * (n * g.x_batch + group * g.channels * g.x_channel)
+        result = out + ITEM * (n * g.out_batch + group * g.filters * g.out_filter)
+        for c in range(0, g.channels, g.channel_block):
+            channels = min(g.channel_block, g.channels - c)
+            _pad_rows(image + ITEM * c * g.x_channel, g, top, bottom, channels, scratch, ITEM)
+            epilogue = g.epilogue if c + channels == g.channels else 0
+            steps = channels * g.merged
+            for block in range(first_block, last_block):
+                w = weight + ITEM * ((group * g.blocks + block) * g.packed_block + c * BLOCK)
+                start = bias + ITEM * (group * g.blocks + block) * BLOCK
+                filters = min(BLOCK, g.filters - block * BLOCK) if g.straight else BLOCK
+                for row in range(top, bottom):
+                    target = maps + ITEM * ((block - first_block) * g.map_size + (row - top) * g.map_row)
+                    if g.straight:
+                        target = result + ITEM * (block * BLOCK + row * g.out_row)
+                    a = scratch + ITEM * (row - top) * g.stride_h * g.panel_row
+                    for p in range(0, g.conv_width, ROWS):
+                        o = target + ITEM * p * g.map_column
+                        contract(
+                            a + ITEM * p * g.stride_w * g.channel_block, g.stride_w * g.channel_block, 1, w, BLOCK,
+                            g.taps, g.n_taps, steps, o if c else start, g.map_column if c else 0, LANES,
+                            o, g.map_column, min(ROWS, g.conv_width - p), filters, epilogue, ROWS, VECS, ITEM, 0,
+                        )  # fmt: skip
+        if not g.straight:
+            for block in range(first_block, last_block):
+                _finish(
+                    g, maps + ITEM * (block - first_block) * g.map_size, g.map_row, g.map_column, 1,
+                    min(BLOCK, g.filters - block * BLOCK), result + ITEM * block * BLOCK * g.out_filter,
+                    first, last, top, ITEM,
+                )  # fmt: skip
+
+    return tiled_rows
+
+
+@cache
+def _pixel_vectors(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
+    WIDE = VECS * LANES
+
+    @job_kernel(GEOMETRY)
+    def tiled_vectors(x, weight, bias, out, scratch, geometry, index):
+        _ = stamp
+        g = carray(geometry, 1)[0]
+        n, group, first_block, last_block, first, last = _split(g, index)
+        top, bottom = _conv_rows(g, first, last)
+        pixels = (bottom - top - 1) * g.pitch + g.conv_width
+        maps = scratch + ITEM * g.panel_size
+        image = x + ITEM * (n * g.x_batch + group * g.channels * g.x_channel)
+        result = out + ITEM * (n * g.out_batch + group * g.filters * g.out_filter)
+        for c in range(0, g.channels, g.channel_block):
+            channels = min(g.channel_block, g.channels - c)
+            _pad_vectors(image + ITEM * c * g.x_channel, g, top, bottom, channels, scratch, ITEM)
+            epilogue = g.epilogue if c + channels == g.channels else 0
+            for p in range(0, pixels, WIDE):
+                for block in range(first_block, last_block):
+                    k = group * g.filters + block * ROWS
+                    o = maps + ITEM * ((block - first_block) * g.map_size + p)
+                    start = o if c else bias + ITEM * k * LANES
+                    contract(
+                        weight + ITEM * (group * g.a_group + block * g.a_block + c * g.a_step), g.a_row, g.a_step,
+                        scratch + ITEM * p, g.panel_channel, g.taps, g.n_taps, channels,
+                        start, g.map_filter if c else LANES, LANES if c else 0,
+                        o, g.map_filter, min(ROWS, g.filters - block * ROWS), WIDE, epilogue, ROWS, VECS, ITEM, 0,
+                    )  # fmt: skip
+        for block in range(first_block, last_block):
+            _finish(
+                g, maps + ITEM * (block - first_block) * g.map_size, g.pitch, 1, g.map_filter,
+                min(ROWS, g.filters - block * ROWS), result + ITEM * block * ROWS * g.out_filter,
+                first, last, top, ITEM,
+            )  # fmt: skip
+
+    return tiled_vectors

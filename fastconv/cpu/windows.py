@@ -1,0 +1,422 @@
+"""Pooling of rows: what the pooling kernel and the epilogue of a tiled convolution both do.
+
+Four ways, chosen by the strides of the input at run time:
+
+==========  ==================  ===========================================================
+function    input               vectors hold
+==========  ==================  ===========================================================
+_channels   channels-last       channels; the taps of a window are walked for each output pixel
+_columns    contiguous rows     columns: rows are reduced into a line in L1, then along the line
+_runs       contiguous rows     neighbouring taps of one window: global pooling, very wide windows
+_anything   any, any mode       nothing: plain loops
+==========  ==================  ===========================================================
+
+No tap is tested for being inside the image: `clip` says which are. Maxima propagate NaN, as in torch.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import carray, from_dtype, types
+from numba.extending import intrinsic
+
+from fastconv.cpu.memory import get, ints, put
+from fastconv.cpu.reduce import ARGMAX, MAX, SQUARES, SUM, lanes_of, reduce_run, reduce_taps, stack
+from fastconv.jit import address_kernel, inline
+from fastconv.problem import Pair, Pool
+
+POWERS = 4  # a mode beside those of `reduce`
+_LINE = 1024  # longest line of `_columns`, in elements
+_LINE_ROOM = _LINE + 64  # vectors read past its end
+_TILE = 64  # four of the widest vectors
+_NO_INDICES = (0, 0, 0, 0)
+
+WINDOW = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            "mode", "kernel_h", "kernel_w", "stride_h", "stride_w", "padding_h", "padding_w",
+            "dilation_h", "dilation_w", "out_width", "include_pad",
+        )
+    ]
+    + [(name, np.float64) for name in ("norm", "area", "root")]
+)  # fmt: skip
+
+
+def window_record(pool: Pool, size: Pair) -> np.ndarray:
+    """One WINDOW record for pooling maps of the given height and width.
+
+    The result of a window is ``(sum / divisor * area) ** root``, with area and root 1 except for lp.
+    """
+    lp = pool.mode == "lp"
+    if lp:
+        mode = {1.0: SUM, 2.0: SQUARES}.get(pool.norm_type, POWERS)
+    else:
+        mode = MAX if pool.mode == "max" else SUM
+    values = (
+        mode, *pool.kernel_size, *pool.stride, *pool.padding, *pool.dilation, pool.output_size(size)[1],
+        int(pool.count_include_pad), pool.norm_type if lp else 1.0,
+        math.prod(pool.kernel_size) if lp else 1.0, 1 / pool.norm_type if lp else 1.0,
+    )  # fmt: skip
+    return np.array([values], WINDOW)
+
+
+@intrinsic
+def _window_pointer(typingctx, address):
+    kind = types.CPointer(from_dtype(WINDOW))
+
+    def codegen(context, builder, signature, args):
+        return builder.inttoptr(args[0], context.get_value_type(kind))
+
+    return kind(types.int64), codegen
+
+
+@inline
+def window_at(address):
+    """The WINDOW record at `address`."""
+    return carray(_window_pointer(address), 1)[0]
+
+
+@inline
+def clip(position, kernel, stride, padding, dilation, size):
+    """Along one axis: coordinate of the first tap that is not before the map, and how many are inside."""
+    origin = position * stride - padding
+    end = origin + (kernel - 1) * dilation
+    if origin >= 0 and end < size:
+        return origin, kernel
+    first = 0 if origin >= 0 else (dilation - 1 - origin) // dilation
+    last = kernel if end < size else (size - 1 - origin) // dilation + 1
+    return origin + first * dilation, max(0, last - first)
+
+
+@inline
+def covered(position, kernel, stride, padding, size, include_pad):
+    """Along one axis: elements that count for the average; the trailing padding ends the window (ceil_mode)."""
+    start = position * stride - padding
+    if include_pad:
+        return min(start + kernel, size + padding) - start
+    return min(start + kernel, size) - max(start, 0)
+
+
+@inline
+def _down(i, height, w):
+    """First input row, number of rows and what they count for the average, of output row `i`."""
+    h, rows = clip(i, w.kernel_h, w.stride_h, w.padding_h, w.dilation_h, height)
+    return h, rows, covered(i, w.kernel_h, w.stride_h, w.padding_h, height, w.include_pad)
+
+
+@inline
+def _across(j, width, w):
+    """The same of output column `j`."""
+    v, columns = clip(j, w.kernel_w, w.stride_w, w.padding_w, w.dilation_w, width)
+    return v, columns, covered(j, w.kernel_w, w.stride_w, w.padding_w, width, w.include_pad)
+
+
+@inline
+def _reduce_lanes(x, row_step, rows, column_step, columns, gap, out, out_lane, count, op, divisor, places, ITEM):
+    """`reduce_taps` for `count` lanes, stored `out_lane` elements apart (indices: 1 only)."""
+    lanes = lanes_of(ITEM)
+    tile = stack(_TILE, ITEM)
+    indices, index, index_row, index_column = places
+    done = 0
+    while done < count:
+        n = count - done
+        a = x + ITEM * gap * done
+        o = out + ITEM * done if out_lane == 1 else tile
+        place = indices + 8 * done
+        if n >= 4 * lanes:
+            n = 4 * lanes
+            reduce_taps(
+                a, row_step, rows, column_step, columns, gap, o, n, op, divisor,
+                place, index, index_row, index_column, 4, 0, ITEM,
+            )  # fmt: skip
+        else:
+            n = min(n, lanes)
+            reduce_taps(
+                a, row_step, rows, column_step, columns, gap, o, n, op, divisor,
+                place, index, index_row, index_column, 1, 1, ITEM,
+            )  # fmt: skip
+        if out_lane != 1:
+            for lane in range(n):
+                put(out, (done + lane) * out_lane, get(tile, lane, ITEM), ITEM)
+        done += n
+
+
+@inline
+def _channels(source, target, indices, shape, first, last, w, op, ITEM):
+    x, x_row, x_column, _ = source
+    out, out_row, out_column, out_channel = target
+    height, width, channels = shape
+    row_step, column_step = w.dilation_h * x_row, w.dilation_w * x_column
+    for i in range(first, last):
+        h, rows, down = _down(i, height, w)
+        for j in range(w.out_width):
+            v, columns, across = _across(j, width, w)
+            o = i * out_row + j * out_column
+            index = h * width + v if rows * columns > 0 else -1
+            places = (indices + 8 * o, index, w.dilation_h * width, w.dilation_w)
+            a = x + ITEM * (h * x_row + v * x_column)
+            _reduce_lanes(
+                a, row_step, rows, column_step, columns, 1, out + ITEM * o, out_channel, channels,
+                op, np.float64(down * across), places, ITEM,
+            )  # fmt: skip
+
+
+@inline
+def _columns(source, target, shape, first, last, w, op, ITEM):
+    x, x_row, _, x_channel = source
+    out, out_row, out_column, out_channel = target
+    height, width, channels = shape
+    line = stack(_LINE_ROOM, ITEM)
+    stride, padding, span = w.stride_w, w.padding_w, (w.kernel_w - 1) * w.dilation_w + 1
+    most = (_LINE - span) // stride + 1
+    whole = _whole_columns(width, w) if op != MAX else (0, w.out_width)
+    for c in range(channels):
+        for i in range(first, last):
+            h, rows, down = _down(i, height, w)
+            a, o = x + ITEM * (c * x_channel + h * x_row), out + ITEM * (c * out_channel + i * out_row)
+            for begin in range(0, w.out_width, most):
+                end = min(begin + most, w.out_width)
+                origin, reach = begin * stride - padding, (end - 1) * stride - padding + span
+                left, right = max(origin, 0), min(reach, width)
+                _fill_empty(line, left - origin, op, ITEM)
+                _fill_empty(line + ITEM * (right - origin), reach - right, op, ITEM)
+                _reduce_lanes(
+                    a + ITEM * left, w.dilation_h * x_row, rows, 0, 1, 1,
+                    line + ITEM * (left - origin), 1, right - left, op, 1.0, _NO_INDICES, ITEM,
+                )  # fmt: skip
+                _along(line, o, out_column, begin, end, whole, width, down, w, SUM if op == SQUARES else op, ITEM)
+
+
+@inline
+def _columns_with_indices(source, target, indices, shape, first, last, w, ITEM):
+    x, x_row, _, x_channel = source
+    out, out_row, out_column, out_channel = target
+    height, width, channels = shape
+    line, places = stack(_LINE_ROOM, ITEM), stack(_LINE_ROOM, 8)
+    row_of = ints(places, 1, _LINE_ROOM)[0]
+    most = (_LINE - (w.kernel_w - 1) * w.dilation_w - 1) // w.stride_w + 1
+    for c in range(channels):
+        for i in range(first, last):
+            h, rows, _ = _down(i, height, w)
+            for begin in range(0, w.out_width, most):
+                end = min(begin + most, w.out_width)
+                left = max(0, begin * w.stride_w - w.padding_w)
+                right = min(width, (end - 1) * w.stride_w - w.padding_w + (w.kernel_w - 1) * w.dilation_w + 1)
+                _reduce_lanes(
+                    x + ITEM * (c * x_channel + h * x_row + left), w.dilation_h * x_row, rows, 0, 1, 1,
+                    line, 1, right - left, ARGMAX, 1.0, (places, h, w.dilation_h, 0), ITEM,
+                )  # fmt: skip
+                for j in range(begin, end):
+                    v, columns, _ = _across(j, width, w)
+                    o = c * out_channel + i * out_row + j * out_column
+                    index = np.int64(-1)
+                    if rows * columns > 0:
+                        best, index = _first_maximum(line, row_of, v - left, columns, w.dilation_w, width, ITEM)
+                        index += left
+                        put(out, o, best, ITEM)
+                    else:
+                        put(out, o, -np.inf, ITEM)
+                    ints(indices + 8 * o, 1, 1)[0, 0] = index
+
+
+@inline
+def _first_maximum(line, row_of, start, columns, step, width, ITEM):
+    """Maximum of some elements of a line, each from a row of its own, and the first place that has it."""
+    best, index = get(line, start, ITEM), row_of[start] * width + start
+    for s in range(1, columns):
+        column = start + s * step
+        value, place = get(line, column, ITEM), row_of[column] * width + column
+        better = (value > best) | ((value == best) & (place < index))
+        better |= (value != value) & ((best == best) | (place > index))  # the last NaN wins
+        best, index = value if better else best, place if better else index
+    return best, index
+
+
+@inline
+def _whole_columns(width, w):
+    """Output columns [first, last) that count all of their window for the average."""
+    inside = 0 if w.include_pad else w.padding_w
+    first = (inside + w.stride_w - 1) // w.stride_w
+    return first, (width + 2 * w.padding_w - inside - w.kernel_w) // w.stride_w + 1
+
+
+@inline
+def _fill_empty(line, count, op, ITEM):
+    value = -np.inf if op == MAX else 0.0
+    for i in range(count):
+        put(line, i, value, ITEM)
+
+
+@inline
+def _along(line, out, out_column, begin, end, whole, width, down, w, op, ITEM):
+    """Windows of the line that starts with the first tap of output `begin`, in runs of the same divisor."""
+    kernel, stride, padding, step = w.kernel_w, w.stride_w, w.padding_w, w.dilation_w
+    whole_first, whole_last = whole
+    j = begin
+    while j < end:
+        across = covered(j, kernel, stride, padding, width, w.include_pad)
+        n = min(whole_last, end) - j if whole_first <= j < whole_last else 1
+        taps, o = line + ITEM * (j - begin) * stride, out + ITEM * j * out_column
+        divisor = np.float64(down * across)
+        if stride <= 2:
+            _reduce_lanes(taps, 0, 1, step, kernel, stride, o, out_column, n, op, divisor, _NO_INDICES, ITEM)
+        else:
+            for q in range(n):
+                total = _folded(taps + ITEM * q * stride, kernel, step, op, ITEM)
+                put(o, q * out_column, total if op == MAX else total / divisor, ITEM)
+        j += n
+
+
+@inline
+def _folded(x, count, step, op, ITEM):
+    """Sum or maximum of `count` elements."""
+    total = get(x, 0, ITEM)
+    for i in range(1, count):
+        value = get(x, i * step, ITEM)
+        if op != MAX:
+            total += value
+        elif value > total or value != value:
+            total = value
+    return total
+
+
+@inline
+def _runs(source, target, shape, first, last, w, op, ITEM):
+    x, x_row, _, x_channel = source
+    out, out_row, out_column, out_channel = target
+    height, width, channels = shape
+    row_step = w.dilation_h * x_row
+    for c in range(channels):
+        for i in range(first, last):
+            h, rows, down = _down(i, height, w)
+            for j in range(w.out_width):
+                v, columns, across = _across(j, width, w)
+                runs = rows
+                if row_step == columns:  # the rows follow each other: one run
+                    runs, columns = min(rows, 1), rows * columns
+                total = reduce_run(x + ITEM * (c * x_channel + h * x_row + v), row_step, runs, columns, op, ITEM)
+                o = c * out_channel + i * out_row + j * out_column
+                put(out, o, total if op == MAX else total / (down * across), ITEM)
+
+
+@inline
+def _anything(source, target, indices, shape, first, last, w, ITEM):
+    x, x_row, x_column, x_channel = source
+    out, out_row, out_column, out_channel = target
+    height, width, channels = shape
+    row_step, column_step = w.dilation_h * x_row, w.dilation_w * x_column
+    for c in range(channels):
+        for i in range(first, last):
+            h, rows, down = _down(i, height, w)
+            for j in range(w.out_width):
+                v, columns, across = _across(j, width, w)
+                a = x + ITEM * (c * x_channel + h * x_row + v * x_column)
+                o = c * out_channel + i * out_row + j * out_column
+                if w.mode == MAX:
+                    best, r, s = _maximum(a, row_step, rows, column_step, columns, ITEM)
+                    put(out, o, best, ITEM)
+                    if indices != 0:
+                        index = (h + r * w.dilation_h) * width + v + s * w.dilation_w
+                        ints(indices + 8 * o, 1, 1)[0, 0] = index if rows * columns > 0 else -1
+                else:
+                    total = _power_sum(a, row_step, rows, column_step, columns, w.norm, ITEM)
+                    put(out, o, total / (down * across), ITEM)
+
+
+@inline
+def _maximum(x, row_step, rows, column_step, columns, ITEM):
+    best, row, column = -np.inf, 0, 0
+    for r in range(rows):
+        for s in range(columns):
+            value = np.float64(get(x, r * row_step + s * column_step, ITEM))
+            better = (value > best) | (value != value)  # selected, not branched on: data is unpredictable
+            best, row, column = value if better else best, r if better else row, s if better else column
+    return best, row, column
+
+
+@inline
+def _power_sum(x, row_step, rows, column_step, columns, power, ITEM):
+    total = 0.0
+    for r in range(rows):
+        for s in range(columns):
+            value = np.float64(get(x, r * row_step + s * column_step, ITEM))
+            total += value if power == 1 else value**power
+    return total
+
+
+@inline
+def _roots(target, channels, first, last, w, ITEM):
+    """The last step of Lp pooling, on the rows that have just been written."""
+    out, out_row, out_column, out_channel = target
+    outer, inner = (channels, out_channel), (w.out_width, out_column)
+    if out_channel == 1:
+        outer, inner = inner, outer
+    for i in range(first, last):
+        for a in range(outer[0]):
+            for b in range(inner[0]):
+                o = i * out_row + a * outer[1] + b * inner[1]
+                value = get(out, o, ITEM) * w.area
+                put(out, o, math.sqrt(value) if w.root == 0.5 else value**w.root, ITEM)
+
+
+@inline
+def pool_rows(
+    x, x_row, x_column, x_channel, height, width, channels, out, out_row, out_column, out_channel,
+    indices, first, last, window, ITEM,
+):  # fmt: skip
+    """Pool the output rows [first, last) of one image, all columns and all `channels`.
+
+    Parameters
+    ----------
+    x, out, indices : int64
+        Addresses of row 0, column 0, channel 0 of the map, of the result, and of the int64 indices of
+        the maxima (0: none wanted). Only what the output rows need of `x` is read, so it may be a
+        virtual origin.
+    x_row, ... out_channel : int64
+        Strides in elements; those of `out` are also those of `indices`.
+    height, width, channels : int64
+        Size of the map, without padding.
+    window : int64
+        Address of a WINDOW record made for (height, width).
+    ITEM : literal int
+        Bytes of an element, 4 or 8.
+    """
+    w = window_at(window)
+    source, target = (x, x_row, x_column, x_channel), (out, out_row, out_column, out_channel)
+    shape = (height, width, channels)
+    span = (w.kernel_w - 1) * w.dilation_w + 1
+    in_rows = x_column == 1 and w.mode != POWERS
+    if in_rows and indices == 0 and w.dilation_w == 1 and (w.out_width == 1 or span > _LINE):
+        _runs(source, target, shape, first, last, w, w.mode, ITEM)
+    elif in_rows and indices != 0 and span <= _LINE:
+        _columns_with_indices(source, target, indices, shape, first, last, w, ITEM)
+    elif in_rows and span <= _LINE:
+        _columns(source, target, shape, first, last, w, w.mode, ITEM)
+    elif x_channel == 1 and w.mode != POWERS and (indices == 0 or out_channel == 1):
+        op = w.mode if indices == 0 else ARGMAX
+        _channels(source, target, indices, shape, first, last, w, op, ITEM)
+    else:
+        _anything(source, target, indices, shape, first, last, w, ITEM)
+    if w.root != 1 or w.area != 1:
+        _roots(target, channels, first, last, w, ITEM)
+
+
+@cache
+def pooling(ITEM: int, LANES: int, stamp: str) -> Any:
+    """`pool_rows` as a C function of its first 15 arguments, compiled once for all kernels that pool."""
+
+    @address_kernel(15)
+    def pool(x, x_row, x_column, x_channel, height, width, channels, out, out_row, out_column, out_channel,
+             indices, first, last, window):  # fmt: skip
+        _ = stamp, LANES
+        pool_rows(
+            x, x_row, x_column, x_channel, height, width, channels, out, out_row, out_column, out_channel,
+            indices, first, last, window, ITEM,
+        )  # fmt: skip
+
+    return pool
