@@ -1,0 +1,17 @@
+"""The command ``fastconv``: data on stdout, progress and messages on stderr, ``--json`` for programs."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+
+
+def main() -> None:
+    """Entry point of the command; exits with 1 if typer or rich is not installed."""
+    missing = [name for name in ("typer", "rich") if find_spec(name) is None]
+    if missing:
+        print(f"fastconv: the command needs {' and '.join(missing)}: pip install fastconv[cli]", file=sys.stderr)
+        raise SystemExit(1)
+    from fastconv.cli.commands import app
+
+    app()

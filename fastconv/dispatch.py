@@ -1,0 +1,151 @@
+"""From a problem to a kernel that is ready to run: wisdom, else the cost model."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, get_args
+
+import numba
+
+from fastconv import algorithms
+from fastconv.algorithms import Candidate
+from fastconv.problem import Problem
+from fastconv.tuning import wisdom
+
+Mode = Literal["heuristic", "measure", "wisdom"]
+
+# Below this a parallel region costs more than it saves.
+_WORTH_THREADS_NS = 10_000
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which candidate computes a problem, and why.
+
+    Attributes
+    ----------
+    candidate : Candidate
+        Algorithm and parameters.
+    source : {"wisdom", "cost model", "measured", "requested"}
+        Who chose it; "requested" is an algorithm that the caller named.
+    predicted_ns : float
+        The cost model's time on one thread, in nanoseconds.
+    threads : int
+        Threads that the kernel may use.
+    entry : wisdom.Entry, optional
+        The measurement behind the choice.
+    """
+
+    candidate: Candidate
+    source: str
+    predicted_ns: float
+    threads: int
+    entry: Any = None
+
+
+class WisdomError(LookupError):
+    """In mode "wisdom", a problem that has never been tuned on this machine."""
+
+
+class _State:
+    mode: str = os.environ.get("FASTCONV_MODE", "heuristic")
+    lock = threading.RLock()
+
+
+def set_mode(mode: Mode) -> None:
+    """Say where choices come from.
+
+    Parameters
+    ----------
+    mode : {"heuristic", "measure", "wisdom"}
+        "heuristic", the default: wisdom, else the cost model; nothing is ever timed. "measure": a
+        problem seen for the first time is tuned, then remembered on disk. "wisdom": wisdom, or an error.
+        The environment variable ``FASTCONV_MODE`` sets the mode at import.
+
+    Raises
+    ------
+    ValueError
+        For another mode.
+    """
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode must be one of {get_args(Mode)}, got {mode!r}")
+    _State.mode = mode
+    forget()
+
+
+def forget() -> None:
+    """Drop remembered choices, so that the next calls see new wisdom."""
+    for clear in list(_forgetters):
+        clear()
+
+
+_forgetters: list[Any] = []
+
+
+def on_forget(clear: Any) -> None:
+    """Register a cache that depends on choices; `clear` is called when they may have changed."""
+    _forgetters.append(clear)
+
+
+def choose(problem: Problem, algorithm: str | None = None, threads: int | None = None) -> Choice:
+    """Decide how to compute `problem` without compiling anything.
+
+    Parameters
+    ----------
+    problem : Problem
+    algorithm : str, optional
+        Use this algorithm, with the best parameters known for it.
+    threads : int, optional
+        At most so many; Numba's current limit if not given.
+
+    Raises
+    ------
+    ValueError
+        If the algorithm is unknown or does not support the problem.
+    WisdomError
+        In mode "wisdom", if the problem has not been tuned.
+    """
+    threads = threads or numba.get_num_threads()
+    entry = wisdom.lookup(problem, threads)
+    if entry is None and algorithm is None and _State.mode != "heuristic":
+        entry = _without_wisdom(problem, threads)
+    if entry is not None and algorithm in (None, entry.candidate.algorithm):
+        source, candidate = "wisdom", entry.candidate
+    else:
+        source, entry = "cost model" if algorithm is None else "requested", None
+        candidate = algorithms.candidates(problem, algorithm)[0]
+    predicted = algorithms.predicted_ns(problem, candidate)
+    worth = threads if predicted > _WORTH_THREADS_NS else 1
+    return Choice(candidate, source, predicted, entry.run_threads if entry else worth, entry)
+
+
+def _without_wisdom(problem: Problem, threads: int) -> Any:
+    if _State.mode == "wisdom":
+        raise WisdomError(f"no wisdom for {problem.descriptor} with {threads} threads; run `fastconv tune` on it")
+    from fastconv.tuning.search import tune  # compiles and times: only where that was asked for
+
+    tune([problem], threads=threads)
+    return wisdom.lookup(problem, threads)
+
+
+def kernel_for(problem: Problem, algorithm: str | None = None, threads: int | None = None) -> tuple[Any, Choice]:
+    """The kernel that computes `problem`, compiled or loaded, and why it was chosen.
+
+    Kernels are kept and shared: the same problem gets the same object. Parameters and errors as `choose`.
+    """
+    with _State.lock:
+        return _kernel_for(problem, algorithm, threads or numba.get_num_threads())
+
+
+@lru_cache(maxsize=512)
+def _kernel_for(problem: Problem, algorithm: str | None, threads: int) -> tuple[Any, Choice]:
+    choice = choose(problem, algorithm, threads)
+    code = algorithms.module(problem.operation, choice.candidate.algorithm)
+    return code.make(problem, dict(choice.candidate.params), choice.threads), choice
+
+
+on_forget(_kernel_for.cache_clear)
+wisdom.on_change(forget)

@@ -1,0 +1,155 @@
+"""Convolution as a function call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastconv.dispatch import kernel_for, on_forget
+from fastconv.arrays import as_floats, as_image, check_out, empty, memory_format
+from fastconv.plan import check_bias
+from fastconv.problem import ConvProblem, Pool
+
+# Kernel and output layout by the arguments of a call, so that a repeated call decides nothing.
+_calls: dict[tuple, tuple] = {}
+_MOST_CALLS = 4096
+on_forget(_calls.clear)
+
+
+def conv2d(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None, stride: Any = 1, padding: Any = 0,
+    dilation: Any = 1, groups: int = 1, *, activation: str | None = None, pool: Pool | None = None,
+    algorithm: str | None = None, out: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
+    """2-D convolution (cross-correlation) with optional bias, activation and pooling in one pass.
+
+    Parameters
+    ----------
+    x : array (N, C, H, W) or (C, H, W)
+        float32 or float64, any strides. The memory format is read from the strides.
+    weight : array (K, C/groups, R, S)
+        Same dtype as `x`.
+    bias : array (K,), optional
+    stride : int or (int, int), default 1
+    padding : int, (int, int), ((top, bottom), (left, right)), "same" or "valid", default 0
+        Zeros around the image. "same" keeps the size, needs stride 1, and puts the odd pixel at the end.
+    dilation : int or (int, int), default 1
+    groups : int, default 1
+        Must divide C and K.
+    activation : {None, "relu", "relu6", "leaky_relu"}
+        Applied after the bias; the leaky slope is 0.01.
+    pool : Pool, optional
+        Applied after the activation; the unpooled map is not written to memory by the "tiled" algorithm.
+    algorithm : str, optional
+        A registered algorithm; the tuned or predicted best if not given.
+    out : array, optional
+        Where to write the result.
+
+    Returns
+    -------
+    array (N, K, Ho, Wo) or (K, Ho, Wo)
+        In the memory format of `x`; Ho = floor((H + 2P - D(R-1) - 1)/S + 1).
+
+    Raises
+    ------
+    TypeError
+        If an array is not float32 or float64, or dtypes differ.
+    ValueError
+        Names the argument that does not fit, its value and what would do.
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv
+    >>> x, w = np.ones((1, 3, 32, 32), np.float32), np.ones((8, 3, 5, 5), np.float32)
+    >>> fastconv.conv2d(x, w, padding=2).shape
+    (1, 8, 32, 32)
+    """
+    image, batched = as_image(x, "x")
+    key = (
+        image.shape, image.strides, weight.shape if isinstance(weight, np.ndarray) else None, stride, padding,
+        dilation, groups, activation, pool, algorithm, bias is None, image.dtype.char,
+    )  # fmt: skip
+    weight = as_floats(weight, "weight", (4,))
+    if weight.dtype != image.dtype:
+        raise TypeError(f"weight must have the dtype of x, {image.dtype}, got {weight.dtype}")
+    bias = check_bias(bias, weight)
+    try:
+        kernel, shape, format = _calls[key]
+    except (KeyError, TypeError):  # TypeError: a list among the arguments
+        kernel, shape, format = _prepare(
+            image, weight, algorithm, stride=stride, padding=padding, dilation=dilation, groups=groups,
+            bias=bias is not None, activation=activation, pool=pool,
+        )  # fmt: skip
+        _remember(key, (kernel, shape, format))
+    if out is None:
+        result = empty(shape, image.dtype, format)
+    else:
+        others = (weight,) if bias is None else (weight, bias)
+        check_out(out, shape if batched else shape[1:], image.dtype, image, *others)
+        result = out if batched else out[None]
+    kernel.run(image, kernel.pack(weight, bias), result)
+    return out if out is not None else (result if batched else result[0])
+
+
+def conv1d(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None, stride: int = 1, padding: Any = 0,
+    dilation: int = 1, groups: int = 1, *, activation: str | None = None, algorithm: str | None = None,
+    out: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
+    """1-D convolution: `conv2d` of images one pixel high, nothing copied.
+
+    Parameters
+    ----------
+    x : array (N, C, W) or (C, W)
+    weight : array (K, C/groups, S)
+    bias : array (K,), optional
+    stride, dilation : int, default 1
+    padding : int, (left, right), "same" or "valid", default 0
+    groups, activation, algorithm, out
+        As in `conv2d`.
+
+    Returns
+    -------
+    array (N, K, Wo) or (K, Wo)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `conv2d`.
+    """
+    signal = as_floats(x, "x", (2, 3))
+    weight = as_floats(weight, "weight", (3,))
+    if not isinstance(padding, str):
+        padding = ((0, 0), tuple(padding) if isinstance(padding, (tuple, list)) else (padding, padding))
+    if out is not None:
+        check_rank(out, signal.ndim)
+    result = conv2d(
+        signal[..., None, :], weight[:, :, None, :], bias, (1, stride), padding, (1, dilation), groups,
+        activation=activation, algorithm=algorithm, out=None if out is None else out[..., None, :],
+    )  # fmt: skip
+    return result[..., 0, :] if out is None else out
+
+
+def check_rank(out: Any, ndim: int) -> None:
+    """Raise ValueError unless `out` is an array with `ndim` axes."""
+    if getattr(out, "ndim", None) != ndim:
+        raise ValueError(f"out must be an array with {ndim} axes, got {getattr(out, 'shape', type(out))}")
+
+
+def _prepare(image: np.ndarray, weight: np.ndarray, algorithm: str | None, **arguments: Any) -> tuple:
+    format = memory_format(image)
+    problem = ConvProblem.create(
+        image.shape, weight.shape, dtype=str(image.dtype), memory_format=format, raw=True, **arguments
+    )
+    kernel, _ = kernel_for(problem, algorithm)
+    return kernel, problem.out_shape, format
+
+
+def _remember(key: tuple, call: tuple) -> None:
+    if len(_calls) >= _MOST_CALLS:
+        _calls.clear()
+    try:
+        _calls[key] = call
+    except TypeError:
+        pass

@@ -1,0 +1,186 @@
+"""Pooling as function calls, with torch's names, argument order and semantics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastconv.dispatch import kernel_for, on_forget
+from fastconv.arrays import as_image, check_out, empty, memory_format
+from fastconv.problem import MemoryFormat, Pool, PoolProblem
+
+# Kernel and output layout by the arguments of a call, so that a repeated call decides nothing.
+_calls: dict[tuple, tuple] = {}
+_MOST_CALLS = 4096
+on_forget(_calls.clear)
+
+
+def max_pool2d(
+    x: np.ndarray, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, *,
+    ceil_mode: bool = False, return_indices: bool = False, algorithm: str | None = None,
+    out: np.ndarray | None = None,
+) -> Any:  # fmt: skip
+    """Maximum of each window; NaN if the window has one. Padding counts as -inf.
+
+    Parameters
+    ----------
+    x : array (N, C, H, W) or (C, H, W)
+        float32 or float64, any strides. The memory format is read from the strides.
+    kernel_size : int or (int, int)
+        Window height and width, in pixels.
+    stride : int or (int, int), optional
+        Step of the window; the kernel size if not given.
+    padding : int or (int, int), default 0
+        On both sides, at most half the kernel.
+    dilation : int or (int, int), default 1
+        Distance of neighbouring taps.
+    ceil_mode : bool, default False
+        Round the output size up; a last window that would start in the trailing padding is dropped.
+    return_indices : bool, default False
+        Also return where each maximum was found.
+    algorithm : str, optional
+        A registered algorithm; the tuned or predicted best if not given.
+    out : array, optional
+        Where to write the maxima.
+
+    Returns
+    -------
+    values : array (N, C, Ho, Wo) or (C, Ho, Wo)
+        In the memory format of `x`; Ho = floor((H + 2P - D(F-1) - 1)/S + 1).
+    indices : int64 array of the same shape, if asked for
+        ``h*W + w`` in the plane of `x`: the first of equal maxima, the last NaN; -1 for a window
+        (possible with dilation) that has no pixel.
+
+    Raises
+    ------
+    TypeError
+        If `x` or `out` has another dtype.
+    ValueError
+        Names the argument that does not fit, its value and what would do.
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv
+    >>> fastconv.max_pool2d(np.arange(16.0).reshape(1, 4, 4), 2)
+    array([[[ 5.,  7.],
+            [13., 15.]]])
+    """
+    window = ("max", kernel_size, stride, padding, dilation, ceil_mode)
+    return _pool(x, window, bool(return_indices), algorithm, out)
+
+
+def avg_pool2d(
+    x: np.ndarray, kernel_size: Any, stride: Any = None, padding: Any = 0, *, ceil_mode: bool = False,
+    count_include_pad: bool = True, algorithm: str | None = None, out: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
+    """Average of each window.
+
+    Parameters
+    ----------
+    x, kernel_size, stride, padding, ceil_mode, algorithm, out
+        As in `max_pool2d`; padding counts as 0.
+    count_include_pad : bool, default True
+        Whether padded elements count in the divisor. What a window of `ceil_mode` has beyond the
+        padding never counts.
+
+    Returns
+    -------
+    array (N, C, Ho, Wo) or (C, Ho, Wo)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `max_pool2d`.
+    """
+    window = ("avg", kernel_size, stride, padding, 1, ceil_mode, count_include_pad)
+    return _pool(x, window, False, algorithm, out)
+
+
+def lp_pool2d(
+    x: np.ndarray, norm_type: float, kernel_size: Any, stride: Any = None, *, ceil_mode: bool = False,
+    algorithm: str | None = None, out: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
+    """Lp norm of each window: ``(sum of x**p) ** (1/p)``.
+
+    As in torch, powers are of `x` and not of its magnitude, so that an odd p can give NaN, and a window
+    that `ceil_mode` lets reach over the edge is scaled up to the area of a whole one.
+
+    Parameters
+    ----------
+    norm_type : float
+        The p, positive and finite.
+    x, kernel_size, stride, ceil_mode, algorithm, out
+        As in `max_pool2d`.
+
+    Returns
+    -------
+    array (N, C, Ho, Wo) or (C, Ho, Wo)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `max_pool2d`.
+    """
+    window = ("lp", kernel_size, stride, 0, 1, ceil_mode, True, norm_type)
+    return _pool(x, window, False, algorithm, out)
+
+
+def global_avg_pool2d(x: np.ndarray, *, algorithm: str | None = None, out: np.ndarray | None = None) -> np.ndarray:
+    """Average of each map: (N, C, H, W) to (N, C, 1, 1), or (C, H, W) to (C, 1, 1). Errors as `max_pool2d`."""
+    return _pool(x, ("avg", np.shape(x)[-2:]), False, algorithm, out)
+
+
+def global_max_pool2d(x: np.ndarray, *, algorithm: str | None = None, out: np.ndarray | None = None) -> np.ndarray:
+    """Maximum of each map: (N, C, H, W) to (N, C, 1, 1), or (C, H, W) to (C, 1, 1). Errors as `max_pool2d`."""
+    return _pool(x, ("max", np.shape(x)[-2:]), False, algorithm, out)
+
+
+def _pool(x: Any, window: tuple, return_indices: bool, algorithm: str | None, out: np.ndarray | None) -> Any:
+    image, batched = as_image(x, "x")
+    key = (image.shape, image.strides, image.dtype.char, window, return_indices, algorithm)
+    try:
+        kernel, shape, format = _calls[key]
+    except (KeyError, TypeError):  # TypeError: a list among the arguments
+        kernel, shape, format = _prepare(image, Pool(*window), return_indices, algorithm)
+        _remember(key, (kernel, shape, format))
+    if out is not None:
+        check_out(out, shape if batched else shape[1:], image.dtype, image)
+    result = empty(shape, image.dtype, format) if out is None else out if batched else out[None]
+    if return_indices:
+        indices = _run_with_indices(kernel, image, result, format)
+    else:
+        kernel.run(image, result)
+    values = out if out is not None else result if batched else result[0]
+    if not return_indices:
+        return values
+    return values, indices if batched else indices[0]
+
+
+def _run_with_indices(kernel: Any, image: np.ndarray, result: np.ndarray, format: MemoryFormat) -> np.ndarray:
+    indices = empty(result.shape, np.int64, format)
+    values = result
+    if [8 * s for s in result.strides] != [result.itemsize * s for s in indices.strides]:
+        values = empty(result.shape, result.dtype, format)  # kernels want the same layout for both
+    kernel.run(image, values, indices)
+    if values is not result:
+        np.copyto(result, values)
+    return indices
+
+
+def _prepare(image: np.ndarray, pool: Pool, return_indices: bool, algorithm: str | None) -> tuple:
+    format = memory_format(image)
+    batch, channels, *size = image.shape
+    problem = PoolProblem(batch, channels, (size[0], size[1]), pool, str(image.dtype), format, return_indices)
+    _ = problem.out_size  # raises where the window does not fit
+    kernel, _ = kernel_for(problem, algorithm)
+    return kernel, problem.out_shape, format
+
+
+def _remember(key: tuple, call: tuple) -> None:
+    if len(_calls) >= _MOST_CALLS:
+        _calls.clear()
+    try:
+        _calls[key] = call
+    except TypeError:
+        pass

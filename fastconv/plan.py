@@ -1,0 +1,217 @@
+"""Plans: the same convolution again and again, with everything decided beforehand."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from fastconv import algorithms
+from fastconv.dispatch import Choice, kernel_for
+from fastconv.arrays import as_floats, as_image, check_out, empty
+from fastconv.problem import ConvProblem, MemoryFormat, Pool
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a plan computes as it does; printing it gives a readable account.
+
+    Attributes
+    ----------
+    descriptor, algorithm, params, source : str, str, dict, str
+        The problem, what computes it and who chose that.
+    threads, workspace_bytes : int
+        Threads it may use and scratch memory of one call.
+    predicted_ns : float
+        The cost model's time on one thread.
+    measured_ns, gflops, peak_fraction : float or None
+        From wisdom, if this problem has been tuned.
+    layout_copies : str
+        Which arrays are copied to another layout during a call.
+    others : dict of str to str
+        For each other algorithm, its predicted time or why it cannot compute this problem.
+    """
+
+    descriptor: str
+    algorithm: str
+    params: dict[str, int]
+    source: str
+    threads: int
+    workspace_bytes: int
+    predicted_ns: float
+    measured_ns: float | None
+    gflops: float | None
+    peak_fraction: float | None
+    layout_copies: str
+    others: dict[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same facts as plain values, for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        params = " ".join(f"{k}={v}" for k, v in self.params.items())
+        lines = [
+            self.descriptor,
+            f"  algorithm     {self.algorithm} {params}".rstrip(),
+            f"  chosen by     {self.source}",
+            f"  threads       {self.threads}",
+            f"  workspace     {self.workspace_bytes / 1024:.1f} KiB",
+            f"  predicted     {self.predicted_ns / 1e3:.1f} us on one thread",
+            f"  measured      {self._measured()}",
+            f"  layout copies {self.layout_copies}",
+        ]
+        return "\n".join(lines + [f"  not chosen    {name}: {why}" for name, why in self.others.items()])
+
+    def _measured(self) -> str:
+        if self.measured_ns is None:
+            return "not yet: run `fastconv tune` on this descriptor"
+        share = f", {self.peak_fraction:.0%} of the FMA peak" if self.peak_fraction else ""
+        return f"{self.measured_ns / 1e3:.1f} us, {self.gflops:.0f} GFLOP/s{share}"
+
+
+def explain(problem: Any, kernel: Any, choice: Choice) -> Explanation:
+    """Say which candidate computes `problem`, and what was weighed."""
+    entry, others = choice.entry, {}
+    for name in algorithms.names(problem.operation):
+        if name != choice.candidate.algorithm:
+            reason = algorithms.module(problem.operation, name).unsupported(problem)
+            best = None if reason else algorithms.candidates(problem, name)[0]
+            others[name] = reason or f"predicted {algorithms.predicted_ns(problem, best) / 1e3:.1f} us ({best})"
+    return Explanation(
+        problem.descriptor, choice.candidate.algorithm, dict(choice.candidate.params), choice.source,
+        choice.threads, kernel.workspace_bytes, choice.predicted_ns,
+        entry.ns if entry else None, entry.gflops if entry else None, entry.peak_fraction if entry else None,
+        kernel.layout_copies, others,
+    )  # fmt: skip
+
+
+class Plan:
+    """A convolution ready to run: made by `plan`, called with arrays, safe to share between threads.
+
+    Attributes
+    ----------
+    problem : ConvProblem
+    choice : Choice
+        The algorithm and where it came from.
+    """
+
+    def __init__(self, problem: ConvProblem, weight: np.ndarray, bias: np.ndarray | None, algorithm: str | None):
+        self.problem = problem
+        self._kernel, self.choice = kernel_for(problem, algorithm)
+        self._packed = self._kernel.pack(weight, bias)
+        self._dtype = np.dtype(problem.dtype)
+        self._in_shape, self._out_shape = problem.in_shape, problem.out_shape
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Scratch memory of one call, in bytes."""
+        return self._kernel.workspace_bytes
+
+    def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Convolve one batch.
+
+        Parameters
+        ----------
+        x : array (N, C, H, W) or (C, H, W)
+            The plan's shape and dtype; any strides.
+        out : array, optional
+            Where to write; of the result's shape and dtype, not overlapping `x`.
+
+        Returns
+        -------
+        array (N, K, Ho, Wo) or (K, Ho, Wo)
+            In the plan's memory format, or `out`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `x` or `out` does not fit the plan.
+        """
+        if type(x) is np.ndarray and x.shape == self._in_shape and x.dtype == self._dtype and x.flags.aligned:
+            image, batched = x, True
+        else:
+            image, batched = self._checked(x)
+        if out is None:
+            result = empty(self._out_shape, self._dtype, self.problem.memory_format)
+        else:
+            check_out(out, self._out_shape if batched else self._out_shape[1:], self._dtype, image)
+            result = out if batched else out[None]
+        self._kernel.run(image, self._packed, result)
+        return out if out is not None else (result if batched else result[0])
+
+    def explain(self) -> Explanation:
+        """Which algorithm runs, why, and what it costs."""
+        return explain(self.problem, self._kernel, self.choice)
+
+    def _checked(self, x: Any) -> tuple[np.ndarray, bool]:
+        image, batched = as_image(x, "x")
+        if image.shape != self._in_shape:
+            raise ValueError(f"x must have the plan's shape {self._in_shape}, got {image.shape}")
+        if image.dtype != self._dtype:
+            raise TypeError(f"x must have the plan's dtype {self._dtype}, got {image.dtype}")
+        return image, batched
+
+
+def plan(
+    x_shape: tuple[int, ...], weight: np.ndarray, bias: np.ndarray | None = None, stride: Any = 1, padding: Any = 0,
+    dilation: Any = 1, groups: int = 1, *, dtype: Any = None, memory_format: MemoryFormat = "contiguous",
+    activation: str | None = None, pool: Pool | None = None, algorithm: str | None = None,
+) -> Plan:  # fmt: skip
+    """Prepare a convolution: algorithm chosen, kernel compiled, weights packed, workspace known.
+
+    Parameters
+    ----------
+    x_shape : (N, C, H, W) or (C, H, W)
+        Shape of the arrays that the plan will be called with.
+    weight : array (K, C/groups, R, S)
+        Copied into the plan; later changes to it have no effect.
+    bias : array (K,), optional
+    stride, padding, dilation, groups
+        As in `fastconv.conv2d`.
+    dtype : float32 or float64, optional
+        The weights' dtype if not given; nothing is converted, so it must agree with them.
+    memory_format : {"contiguous", "channels_last"}, default "contiguous"
+        Format of the result, and the one that inputs are expected in. Other strides work, at some cost.
+    activation, pool, algorithm
+        As in `fastconv.conv2d`.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    TypeError, ValueError
+        Name the argument that is wrong, its value and what would do.
+    """
+    weight = as_floats(weight, "weight", (4,))
+    if dtype is not None and np.dtype(dtype) != weight.dtype:
+        raise TypeError(f"dtype must agree with the weights' {weight.dtype}, got {np.dtype(dtype)}")
+    if memory_format not in ("contiguous", "channels_last"):
+        raise ValueError(f"memory_format must be 'contiguous' or 'channels_last', got {memory_format!r}")
+    shape = tuple(x_shape) if len(x_shape) == 4 else (1, *x_shape)
+    problem = ConvProblem.create(
+        shape, weight.shape, stride=stride, padding=padding, dilation=dilation, groups=groups,
+        dtype=str(weight.dtype), memory_format=memory_format, bias=bias is not None, activation=activation, pool=pool,
+    )  # fmt: skip
+    return Plan(problem, weight, check_bias(bias, weight), algorithm)
+
+
+def check_bias(bias: Any, weight: np.ndarray) -> np.ndarray | None:
+    """`bias` as an array that fits `weight`, or None.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If its dtype differs from the weights' or its shape is not (K,).
+    """
+    if bias is None:
+        return None
+    bias = as_floats(bias, "bias", (1,))
+    if bias.dtype != weight.dtype:
+        raise TypeError(f"bias must have the weights' dtype {weight.dtype}, got {bias.dtype}")
+    if bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must have shape {weight.shape[:1]}, one for each filter, got {bias.shape}")
+    return bias

@@ -1,0 +1,86 @@
+"""Checks a kernel's results against the reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from fastconv import reference
+from fastconv.problem import ConvProblem, PoolProblem, Problem
+from fastconv.tuning.measure import Workload
+
+_REFERENCE_FLOPS = 1e8  # some tenths of a second of the reference's plain loops
+
+
+def wrong(problem: Problem, work: Workload, call: Callable[[], None]) -> str | None:
+    """Run `call` on `work` and compare with the reference; say what is wrong, or None if nothing is.
+
+    A large problem is compared in part: all pixels of some channels, in the first and the last image.
+    The channels (whole groups, for a grouped convolution) are spread evenly, first and last included.
+    """
+    work.out.fill(np.nan)
+    if work.indices is not None:
+        work.indices.fill(-2)
+    call()
+    images, units = _part(problem)
+    if isinstance(problem, ConvProblem):
+        expected, channels = _convolve(problem, work, images, units)
+        return _compare(work.out[np.ix_(images, channels)], expected, _tolerance(problem))
+    smaller = replace(problem, batch=len(images), channels=len(units))
+    expected, indices = reference.pooling(smaller, work.x[np.ix_(images, units)])
+    if work.indices is not None and not np.array_equal(work.indices[np.ix_(images, units)], np.asarray(indices)):
+        return "indices differ from the reference"
+    return _compare(work.out[np.ix_(images, units)], expected, _tolerance(problem))
+
+
+def _part(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """Images, and channels (convolution: groups, or filters if there is one group), to compare."""
+    images = np.unique([0, problem.batch - 1])
+    if isinstance(problem, PoolProblem):
+        count = problem.channels
+    else:
+        count = problem.groups if problem.groups > 1 else problem.out_channels
+    each = problem.flops / problem.batch * len(images) / count
+    wanted = min(count, max(2, int(_REFERENCE_FLOPS / each)))
+    return images, np.unique(np.linspace(0, count - 1, wanted).round().astype(int))
+
+
+def _convolve(
+    problem: ConvProblem, work: Workload, images: np.ndarray, units: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The reference's result for some images and groups (or filters), and the channels that it has."""
+    per_group, filters = problem.in_channels // problem.groups, problem.out_channels // problem.groups
+    if problem.groups > 1:
+        inputs, outputs, groups = _members(units, per_group), _members(units, filters), len(units)
+    else:
+        inputs, outputs, groups = np.arange(problem.in_channels), units, 1
+    smaller = replace(
+        problem, batch=len(images), in_channels=len(inputs), out_channels=len(outputs), groups=groups
+    )
+    assert work.weight is not None
+    bias = None if work.bias is None else work.bias[outputs]
+    x = work.x[np.ix_(images, inputs)]
+    return reference.convolve(smaller, x, work.weight[outputs], bias), outputs
+
+
+def _members(groups: np.ndarray, size: int) -> np.ndarray:
+    return (groups[:, None] * size + np.arange(size)).reshape(-1)
+
+
+def _tolerance(problem: Problem) -> float:
+    """Relative to the largest result: rounding of a sum of n terms grows as sqrt(n)."""
+    window: Any = problem.weight_shape[1:] if isinstance(problem, ConvProblem) else problem.pool.kernel_size
+    return 32 * float(np.finfo(problem.dtype).eps) * math.sqrt(math.prod(window))
+
+
+def _compare(found: np.ndarray, expected: np.ndarray, tolerance: float) -> str | None:
+    error = np.abs(found - expected)
+    allowed = tolerance * np.nanmax(np.abs(expected), initial=1.0)
+    bad = int((~(error <= allowed) & ~(np.isnan(found) & np.isnan(expected))).sum())
+    if not bad:
+        return None
+    return f"{bad} of {error.size} results differ from the reference, by up to {np.nanmax(error, initial=0.0):.2g}"

@@ -1,0 +1,193 @@
+"""Times several ways to do the same work.
+
+The calls take turns, so that a slow second of the machine hits all of them; the minimum and the spread
+are kept, and what is clearly slower drops out early. Arrays are reused, as they are by the layers of a
+network, so small problems are measured with warm caches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from time import monotonic, perf_counter_ns
+from typing import Any, TypeVar
+
+import numpy as np
+
+from fastconv import algorithms
+from fastconv.problem import ConvProblem, Problem
+
+Key = TypeVar("Key", bound=Hashable)
+
+SAMPLE_NS = 50_000  # a sample repeats its call for at least this long
+NOISE_FLOOR = 0.02
+_ROUNDS = (20, 100)  # at least and at most, time permitting
+_MIN_SECONDS = 0.3  # short calls go on for more rounds until this is over
+# After so many rounds, drop what takes so many times the fastest, and keep at most this share of the rest.
+_STAGES = {1: (6.0, 1.0), 4: (1.6, 1.0), 7: (1.25, 0.5), 11: (1.1, 0.5)}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Arrays of one problem; `out` (and `indices`, int64) are overwritten by every run."""
+
+    x: np.ndarray
+    out: np.ndarray
+    weight: np.ndarray | None = None
+    bias: np.ndarray | None = None
+    indices: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Samples of one call in nanoseconds, one for each round that it took part in."""
+
+    samples: tuple[float, ...]
+
+    @property
+    def best_ns(self) -> float:
+        """The shortest sample."""
+        return min(self.samples)
+
+    @property
+    def median_ns(self) -> float:
+        """The median sample."""
+        return median(self.samples)
+
+    @property
+    def spread(self) -> float:
+        """(median - minimum) / minimum."""
+        return self.median_ns / self.best_ns - 1
+
+    @property
+    def noise(self) -> float:
+        """How far the minimum can be trusted: (third shortest - minimum) / minimum.
+
+        Whatever else runs on the machine only ever adds time, so a minimum that was met three times is
+        right even where most samples are not.
+        """
+        return sorted(self.samples)[:3][-1] / self.best_ns - 1
+
+
+def _image(shape: tuple[int, ...], dtype: Any, memory_format: str) -> np.ndarray:
+    n, c, h, w = shape
+    if memory_format == "channels_last":
+        return np.empty((n, h, w, c), dtype).transpose(0, 3, 1, 2)
+    return np.empty(shape, dtype)
+
+
+def workload(problem: Problem, seed: int = 0) -> Workload:
+    """Random arrays for a problem: normally distributed, weights scaled so that the results are too.
+
+    Raises
+    ------
+    ValueError
+        If the problem is not a forward one.
+    """
+    if problem.direction != "forward":
+        raise ValueError(f"direction must be 'forward' to be tuned, got {problem.direction!r}")
+    random = np.random.default_rng(seed)
+    x = _image(problem.in_shape, problem.dtype, problem.memory_format)
+    x[...] = random.standard_normal(x.shape, np.dtype(problem.dtype))
+    out = _image(problem.out_shape, problem.dtype, problem.memory_format)
+    if not isinstance(problem, ConvProblem):
+        if problem.pool.mode == "lp":
+            np.abs(x, out=x)  # a negative sum of odd powers has no root
+        indices = _image(problem.out_shape, np.int64, problem.memory_format) if problem.return_indices else None
+        return Workload(x, out, indices=indices)
+    weight = random.standard_normal(problem.weight_shape, np.dtype(problem.dtype))
+    weight /= math.sqrt(math.prod(problem.weight_shape[1:]))
+    bias = random.standard_normal(problem.out_channels, np.dtype(problem.dtype)) if problem.bias else None
+    return Workload(x, out, weight, bias)
+
+
+def prepare(
+    problem: Problem, candidate: algorithms.Candidate, work: Workload, threads: int
+) -> tuple[Any, Callable[[], None]]:
+    """The candidate's kernel, and a call that runs it on `work`; weights are packed now, unless `problem.raw`."""
+    code = algorithms.module(problem.operation, candidate.algorithm)
+    kernel = code.make(problem, dict(candidate.params), threads)
+    x, out = work.x, work.out
+    if not isinstance(problem, ConvProblem):
+        return kernel, lambda: kernel.run(x, out, work.indices)
+    if problem.raw:
+        return kernel, lambda: kernel.run(x, kernel.pack(work.weight, work.bias), out)
+    packed = kernel.pack(work.weight, work.bias)
+    return kernel, lambda: kernel.run(x, packed, out)
+
+
+def interleave(
+    calls: Mapping[Key, Callable[[], None]],
+    seconds: float = 5.0,
+    keep: Key | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> dict[Key, Timing]:
+    """Time calls in rounds, and drop the clearly slower ones on the way.
+
+    Parameters
+    ----------
+    calls : mapping
+        What to time; each is also run a few times before. Calls go on for longer where their times
+        vary.
+    seconds : float, default 5
+        No new round starts later than this; one round is always done.
+    keep : key, optional
+        A call that never drops out, so that it can be compared with the fastest.
+    progress : callable, optional
+        Told the fraction that is done, from 0 to 1, after every round.
+
+    Returns
+    -------
+    dict
+        A `Timing` for every call. The fastest two (and `keep`) were in every round. What dropped out
+        has fewer samples, and at least one.
+    """
+    start = monotonic()
+    best = {key: _estimate(call) for key, call in calls.items()}
+    repeats = {key: max(1, math.ceil(SAMPLE_NS / ns)) for key, ns in best.items()}
+    samples: dict[Key, list[float]] = {key: [] for key in calls}
+    live = list(calls)
+    for done in range(1, _ROUNDS[1] + 1):
+        turn = done % len(live)
+        for key in live[turn:] + live[:turn]:
+            samples[key].append(_sample(calls[key], repeats[key]))
+            best[key] = min(best[key], samples[key][-1])
+        elapsed = monotonic() - start
+        if progress is not None:
+            progress(min(1.0, max(elapsed / seconds, done / _ROUNDS[0]) if seconds > 0 else 1.0))
+        enough = done >= _ROUNDS[0] and elapsed >= _MIN_SECONDS
+        if elapsed >= seconds or (enough and all(Timing(tuple(samples[key])).noise < NOISE_FLOOR for key in live)):
+            break
+        if done in _STAGES:
+            live = _survivors({key: best[key] for key in live}, *_STAGES[done], keep)
+    return {key: Timing(tuple(taken)) for key, taken in samples.items()}
+
+
+def _sample(call: Callable[[], None], repeats: int) -> float:
+    start = perf_counter_ns()
+    for _ in range(repeats):
+        call()
+    return max(1, perf_counter_ns() - start) / repeats
+
+
+def _estimate(call: Callable[[], None]) -> float:
+    """Nanoseconds of one call; the first run, which loads and lays out what later ones find ready, is not counted."""
+    call()
+    first = _sample(call, 1)
+    return first if first > 20 * SAMPLE_NS else min(first, _sample(call, 1), _sample(call, 1))
+
+
+def _survivors(best: dict[Key, float], limit: float, share: float, keep: Key | None) -> list[Key]:
+    """The fastest, as far as limit and share allow; never fewer than two, and `keep`."""
+    ranked = sorted(best, key=lambda key: best[key])
+    fast = [key for key in ranked if best[key] <= limit * best[ranked[0]]]
+    chosen = {*fast[: math.ceil(share * len(ranked))], *ranked[:2], keep}
+    return [key for key in best if key in chosen]
+
+
+def beats(challenger: Timing, incumbent: Timing) -> bool:
+    """Whether the challenger's minimum is shorter by more than the noise of both, and than `NOISE_FLOOR`."""
+    noise = max(NOISE_FLOOR, challenger.noise, incumbent.noise)
+    return challenger.best_ns < (1 - noise) * incumbent.best_ns

@@ -1,0 +1,254 @@
+"""Finds the fastest candidate for each problem, checks its results and remembers it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, NamedTuple
+
+import numba
+
+from fastconv import algorithms, networks
+from fastconv.algorithms import Candidate
+from fastconv.problem import ConvProblem, PoolProblem, Problem, parse
+from fastconv.tuning import measure, peak, wisdom
+from fastconv.tuning.check import wrong
+from fastconv.tuning.measure import Timing, Workload
+
+Progress = Callable[[Problem, float, str], None]
+
+SHORTLIST = 16
+_SECONDS = 4.0  # of timing, for one problem
+_ALSO_SERIAL_NS = 200_000  # shorter runs are tried on one thread too
+_TRUSTED_NOISE = 0.1
+
+
+class Trial(NamedTuple):
+    """A candidate on a number of threads: what is timed."""
+
+    candidate: Candidate
+    threads: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What tuning found out about one problem.
+
+    Attributes
+    ----------
+    problem : Problem
+    status : {"measured", "known", "out of budget", "failed"}
+        "known": wisdom was there already. "failed": every candidate gave wrong results or an error.
+    entry : wisdom.Entry or None
+        The winner, from now or from before.
+    rejected : tuple of str
+        Candidates that gave wrong results or failed, and how.
+    disturbed : bool
+        The CPU gave less than half of its peak before or after the timing, or the winner's minimum was
+        not met again: something else was running, and measuring again may give another winner.
+    """
+
+    problem: Problem
+    status: str
+    entry: wisdom.Entry | None = None
+    rejected: tuple[str, ...] = ()
+    disturbed: bool = False
+
+
+def resolve(what: Any) -> list[Problem]:
+    """Problems from a problem, a descriptor, the name of a network, or any number of these.
+
+    Raises
+    ------
+    ValueError
+        If a text is neither a network nor a descriptor.
+    """
+    if isinstance(what, (ConvProblem, PoolProblem)):
+        return [what]
+    if not isinstance(what, str):
+        return list(dict.fromkeys(problem for item in what for problem in resolve(item)))
+    return list(networks.problems(what)) if what in networks.names() else [parse(what)]
+
+
+def tune(
+    problems: str | Problem | Iterable[str | Problem], budget: float | None = None, threads: int | None = None,
+    retune: bool = False, progress: Progress | None = None,
+) -> list[Result]:  # fmt: skip
+    """Measure the candidates for each problem and remember the winners as wisdom.
+
+    Candidates are timed in turns; the fastest replaces the one in use (the known winner, else the cost
+    model's choice) only if it is faster by more than the noise, and only if its results agree with the
+    reference. Every winner is stored as soon as it is found, so an interrupted run keeps what it has.
+
+    Parameters
+    ----------
+    problems : str, Problem, or an iterable of them
+        Descriptors, names of networks (`fastconv.networks.names`) or problems.
+    budget : float, optional
+        Seconds for all of them together, compilation included; checked between steps, so that a step
+        may overrun it. As long as it takes if not given: typically a few seconds each.
+    threads : int, optional
+        Threads that kernels may use; Numba's current limit if not given.
+    retune : bool, default False
+        Measure again what is known already.
+    progress : callable, optional
+        Called with (problem, fraction done, what is being done).
+
+    Returns
+    -------
+    list of Result
+        One for each distinct problem, in order.
+
+    Raises
+    ------
+    ImportError
+        If there is nowhere to store wisdom: platformdirs or filelock is not installed.
+    ValueError
+        For a bad descriptor, a problem that is not a forward one, or a thread count out of range.
+    """
+    return list(tune_each(problems, budget, threads, retune, progress))
+
+
+def tune_each(
+    problems: Any, budget: float | None = None, threads: int | None = None, retune: bool = False,
+    progress: Progress | None = None,
+) -> Iterator[Result]:  # fmt: skip
+    """`tune`, one result at a time."""
+    wisdom.require()
+    threads = check_threads(threads)
+    wanted = resolve(problems)
+    known = {} if retune else {p: wisdom.lookup(p, threads) for p in wanted}
+    unknown = sum(known.get(p) is None for p in wanted)
+    end = None if budget is None else monotonic() + budget
+    for problem in wanted:
+        if entry := known.get(problem):
+            yield Result(problem, "known", entry)
+            continue
+        left = None if end is None else end - monotonic()
+        if left is not None and left <= 0:
+            yield Result(problem, "out of budget", wisdom.lookup(problem, threads))
+        else:
+            yield tune_one(problem, threads, left and left / unknown, progress)
+        unknown -= 1
+
+
+def check_threads(threads: int | None) -> int:
+    """`threads`, or Numba's current limit.
+
+    Raises
+    ------
+    ValueError
+        If there are not so many.
+    """
+    limit = numba.get_num_threads()
+    if threads is not None and not 1 <= threads <= limit:
+        raise ValueError(f"threads must be from 1 to {limit} (set NUMBA_NUM_THREADS for more), got {threads}")
+    return threads or limit
+
+
+def tune_one(
+    problem: Problem, threads: int, seconds: float | None = None, progress: Progress | None = None
+) -> Result:
+    """Measure one problem, whatever is known of it, and store the winner.
+
+    Parameters
+    ----------
+    seconds : float, optional
+        For compilation and timing together.
+    """
+    tell = progress or (lambda *_: None)
+    start, work = monotonic(), measure.workload(problem)
+    known = wisdom.lookup(problem, threads)
+    trials, incumbent = _trials(problem, threads, known)
+    rejected: list[str] = []
+    half = None if seconds is None else start + seconds / 2
+    kernels = _compile(problem, trials, work, rejected, half, lambda f, text: tell(problem, f / 2, text))
+    if not kernels:
+        return Result(problem, "failed", None, tuple(rejected))
+    for_timing = _SECONDS if seconds is None else min(_SECONDS, start + seconds - monotonic())
+    best_peak = peak.best_gflops(problem.dtype, threads)
+    peaks = [peak.fma_gflops(problem.dtype, threads)]
+    timings = measure.interleave(
+        {trial: call for trial, (_, call) in kernels.items()}, for_timing, incumbent,
+        lambda f: tell(problem, 0.5 + f / 2, "timing"),
+    )  # fmt: skip
+    peaks.append(peak.fma_gflops(problem.dtype, threads))
+    while timings:
+        winner = choose(timings, incumbent)
+        reason = wrong(problem, work, kernels[winner][1])
+        if reason is None:
+            workspace = kernels[winner][0].workspace_bytes
+            entry = wisdom.append(_entry(problem, threads, timings, winner, workspace, max(best_peak, *peaks)))
+            tell(problem, 1.0, "done")
+            disturbed = min(peaks) < best_peak / 2 or timings[winner].noise > _TRUSTED_NOISE
+            return Result(problem, "measured", entry, tuple(rejected), disturbed)
+        rejected.append(_reject(problem, winner, reason))
+        del timings[winner]
+    return Result(problem, "failed", None, tuple(rejected))
+
+
+def choose(timings: dict[Trial, Timing], incumbent: Trial | None) -> Trial:
+    """The trial with the shortest run, unless it beats the incumbent by no more than the noise."""
+    fastest = min(timings, key=lambda trial: timings[trial].best_ns)
+    if incumbent in timings and not measure.beats(timings[fastest], timings[incumbent]):
+        return incumbent
+    return fastest
+
+
+def shortlist(problem: Problem) -> list[Candidate]:
+    """The best predicted candidates: first the best of each algorithm, then the others in order."""
+    ranked = algorithms.candidates(problem)
+    first = list({c.algorithm: c for c in reversed(ranked)}.values())[::-1]
+    return list(dict.fromkeys(first + ranked[:SHORTLIST]))
+
+
+def _trials(problem: Problem, threads: int, known: wisdom.Entry | None) -> tuple[list[Trial], Trial]:
+    """What to time, the incumbent first."""
+    trials = []
+    for candidate in shortlist(problem):
+        serial = threads > 1 and algorithms.predicted_ns(problem, candidate) < _ALSO_SERIAL_NS
+        trials += [Trial(candidate, n) for n in ([threads, 1] if serial else [threads])]
+    incumbent = Trial(known.candidate, known.run_threads) if known else trials[0]
+    return list(dict.fromkeys([incumbent, *trials])), incumbent
+
+
+def _compile(
+    problem: Problem, trials: list[Trial], work: Workload, rejected: list[str], end: float | None,
+    tell: Callable[[float, str], None],
+) -> dict[Trial, tuple[Any, Callable[[], None]]]:  # fmt: skip
+    """Kernels and calls of the trials, as many as there is time for but at least two."""
+    ready: dict[Trial, tuple[Any, Callable[[], None]]] = {}
+    for done, trial in enumerate(trials):
+        if end is not None and len(ready) >= 2 and monotonic() > end:
+            break
+        tell(done / len(trials), f"compiling {trial.candidate}")
+        try:
+            kernel, call = measure.prepare(problem, trial.candidate, work, trial.threads)
+            call()
+        except Exception as error:  # a candidate that fails must not keep the others from being tried
+            rejected.append(_reject(problem, trial, f"{type(error).__name__}: {error}"))
+        else:
+            ready[trial] = kernel, call
+    return ready
+
+
+def _reject(problem: Problem, trial: Trial, reason: str) -> str:
+    text = f"{trial.candidate} on {trial.threads} thread(s): {reason}"
+    warnings.warn(f"not used for {problem.descriptor}: {text}; please report this", RuntimeWarning, stacklevel=3)
+    return text
+
+
+def _entry(
+    problem: Problem, threads: int, timings: dict[Trial, Timing], winner: Trial, workspace: int, best_peak: float
+) -> wisdom.Entry:
+    timing = timings[winner]
+    others = {t: timings[t].best_ns for t in timings if t.candidate != winner.candidate}
+    runner_up = min(others, key=lambda t: others[t]) if others else None
+    gflops = problem.flops / timing.best_ns
+    return wisdom.Entry(
+        problem.descriptor, threads, winner.candidate, winner.threads, timing.median_ns, timing.best_ns,
+        timing.spread, gflops, gflops / best_peak, workspace, runner_up and runner_up.candidate,
+        others[runner_up] / timing.best_ns - 1 if runner_up else None,
+    )  # fmt: skip

@@ -1,0 +1,80 @@
+"""Facts that must be the same for a measurement to count: versions, CPU, cores and the kernel's source."""
+
+from __future__ import annotations
+
+import ast
+import os
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from fastconv import algorithms
+from fastconv._version import __version__
+from fastconv.cpu.host import host
+from fastconv.problem import parse
+
+
+def _imports(source: Path) -> set[str]:
+    """Modules of fastconv that a file imports, and names that it imports from them."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source.read_bytes())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name for name in found if name.startswith("fastconv.")}
+
+
+def _source_file(name: str) -> Path | None:
+    """The file of a module, or None if `name` is something else, such as a function in one."""
+    try:
+        spec = find_spec(name)
+    except ModuleNotFoundError:
+        return None
+    return Path(spec.origin) if spec and spec.origin else None
+
+
+@cache
+def source_hash(module: str) -> str:
+    """Hash of a kernel module's source and of all that it imports from fastconv.
+
+    An edit of one kernel's file so invalidates that kernel's measurements only. The description of
+    problems is left out: it computes nothing, and every module imports it.
+    """
+    files: dict[str, Path] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        source = None if name in files or name == "fastconv.problem" else _source_file(name)
+        if source is not None:
+            files[name] = source
+            waiting += _imports(source)
+    digest = sha256()
+    for name in sorted(files):
+        digest.update(files[name].read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def machine() -> dict[str, Any]:
+    """Versions and CPU, the part that all kernels share."""
+    cpu = host()
+    return {
+        "fastconv": __version__, "numba": version("numba"), "llvmlite": version("llvmlite"), "cpu": cpu.name,
+        "vector_bytes": cpu.vector_bytes, "registers": cpu.registers, "fma": cpu.fma, "cores": os.cpu_count(),
+    }  # fmt: skip
+
+
+def validators(descriptor: str, algorithm: str) -> dict[str, Any]:
+    """`machine` and the source hash of the algorithm that computes the problem.
+
+    Raises
+    ------
+    ValueError
+        If the algorithm is not registered.
+    """
+    module = algorithms.module(parse(descriptor).operation, algorithm)
+    return {**machine(), "source": source_hash(module.__name__)}
