@@ -46,7 +46,7 @@ class Candidate:
 
 
 def names(operation: str, backend: str = "cpu") -> list[str]:
-    """Registered algorithms of an operation ("conv" or "pool"), in order."""
+    """Registered algorithms of an operation (`Problem.operation`), in order."""
     return [name for op, where, name in _MODULES if (op, where) == (operation, backend)]
 
 
@@ -66,7 +66,7 @@ def module(operation: str, name: str, backend: str = "cpu") -> ModuleType:
 
 
 def supporting(problem: Problem) -> list[str]:
-    """Algorithms that can compute `problem`, in order; never empty."""
+    """Algorithms that can compute `problem`, in order."""
     return [n for n in names(problem.operation) if module(problem.operation, n).unsupported(problem) is None]
 
 
@@ -82,7 +82,7 @@ def candidates(problem: Problem, algorithm: str | None = None) -> list[Candidate
     Raises
     ------
     ValueError
-        If `algorithm` is unknown or does not support the problem.
+        If `algorithm` is unknown or does not support the problem, or nothing does.
     """
     if algorithm is not None:
         reason = module(problem.operation, algorithm).unsupported(problem)
@@ -92,6 +92,8 @@ def candidates(problem: Problem, algorithm: str | None = None) -> list[Candidate
         chosen = [algorithm]
     else:
         chosen = supporting(problem)
+        if not chosen:
+            raise ValueError(f"no algorithm is registered for the {problem.operation} of {problem.descriptor}")
         chosen = [name for name in chosen if name != "reference"] or chosen
     found = []
     for name in chosen:

@@ -50,8 +50,14 @@ class WisdomError(LookupError):
     """In mode "wisdom", a problem that has never been tuned on this machine."""
 
 
+def _checked(mode: str, name: str) -> str:
+    if mode not in get_args(Mode):
+        raise ValueError(f"{name} must be one of {get_args(Mode)}, got {mode!r}")
+    return mode
+
+
 class _State:
-    mode: str = os.environ.get("FASTCONV_MODE", "heuristic")
+    mode = _checked(os.environ.get("FASTCONV_MODE", "heuristic"), "the environment variable FASTCONV_MODE")
     lock = threading.RLock()
 
 
@@ -70,9 +76,7 @@ def set_mode(mode: Mode) -> None:
     ValueError
         For another mode.
     """
-    if mode not in get_args(Mode):
-        raise ValueError(f"mode must be one of {get_args(Mode)}, got {mode!r}")
-    _State.mode = mode
+    _State.mode = _checked(mode, "mode")
     forget()
 
 
@@ -109,11 +113,11 @@ def choose(problem: Problem, algorithm: str | None = None, threads: int | None =
         In mode "wisdom", if the problem has not been tuned.
     """
     threads = threads or numba.get_num_threads()
-    entry = wisdom.lookup(problem, threads)
+    entry, known = wisdom.lookup(problem, threads), "wisdom"
     if entry is None and algorithm is None and _State.mode != "heuristic":
-        entry = _without_wisdom(problem, threads)
+        entry, known = _without_wisdom(problem, threads), "measured"
     if entry is not None and algorithm in (None, entry.candidate.algorithm):
-        source, candidate = "wisdom", entry.candidate
+        source, candidate = known, entry.candidate
     else:
         source, entry = "cost model" if algorithm is None else "requested", None
         candidate = algorithms.candidates(problem, algorithm)[0]

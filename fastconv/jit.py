@@ -45,9 +45,10 @@ def inline(function: Callable) -> Any:
 def job_kernel(geometry: np.dtype) -> Callable[[Callable], Any]:
     """Compile ``job(x, weight, bias, out, scratch, geometry, index)`` to a C function pointer.
 
-    The first five arguments are addresses (``int64``: Numba would turn int64 + uint64 into float64), `geometry` is a pointer to one record of the
-    given dtype, and `index` says which job of the launch to do. A job runs on one thread; spreading
-    jobs over threads is `fastconv.cpu.launch`'s business, so each kernel is compiled only once.
+    The first five arguments are addresses, as int64 (int64 + uint64 would make a float64 in Numba),
+    `geometry` is a pointer to one record of the given dtype, and `index` says which job of the launch to
+    do. A job runs on one thread; spreading jobs over threads is `fastconv.cpu.launch`'s business, so
+    each kernel is compiled only once.
     """
     signature = types.void(*[types.int64] * 5, types.CPointer(from_dtype(geometry)), types.int64)
     return cfunc(signature, **OPTIONS)

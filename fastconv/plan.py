@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from fastconv import algorithms
-from fastconv.dispatch import Choice, kernel_for
 from fastconv.arrays import as_floats, as_image, check_out, empty
+from fastconv.dispatch import Choice, kernel_for
 from fastconv.problem import ConvProblem, MemoryFormat, Pool
 
 
@@ -26,7 +26,7 @@ class Explanation:
     predicted_ns : float
         The cost model's time on one thread.
     measured_ns, gflops, peak_fraction : float or None
-        From wisdom, if this problem has been tuned.
+        The best time that tuning saw, if this problem has been tuned.
     layout_copies : str
         Which arrays are copied to another layout during a call.
     others : dict of str to str
@@ -76,15 +76,18 @@ def explain(problem: Any, kernel: Any, choice: Choice) -> Explanation:
     entry, others = choice.entry, {}
     for name in algorithms.names(problem.operation):
         if name != choice.candidate.algorithm:
-            reason = algorithms.module(problem.operation, name).unsupported(problem)
-            best = None if reason else algorithms.candidates(problem, name)[0]
-            others[name] = reason or f"predicted {algorithms.predicted_ns(problem, best) / 1e3:.1f} us ({best})"
+            others[name] = algorithms.module(problem.operation, name).unsupported(problem) or _forecast(problem, name)
     return Explanation(
         problem.descriptor, choice.candidate.algorithm, dict(choice.candidate.params), choice.source,
         choice.threads, kernel.workspace_bytes, choice.predicted_ns,
-        entry.ns if entry else None, entry.gflops if entry else None, entry.peak_fraction if entry else None,
+        entry.best_ns if entry else None, entry.gflops if entry else None, entry.peak_fraction if entry else None,
         kernel.layout_copies, others,
     )  # fmt: skip
+
+
+def _forecast(problem: Any, algorithm: str) -> str:
+    best = algorithms.candidates(problem, algorithm)[0]
+    return f"predicted {algorithms.predicted_ns(problem, best) / 1e3:.1f} us ({best})"
 
 
 class Plan:

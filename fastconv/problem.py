@@ -27,7 +27,6 @@ _indices     max pooling that returns indices
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
@@ -178,7 +177,7 @@ class Pool:
             raise ValueError(f"padding is not defined for lp pooling, got {self.padding!r}")
         if not (0 < self.norm_type < math.inf):
             raise ValueError(f"norm_type must be positive and finite, got {self.norm_type!r}")
-        values = {"kernel_size": kernel, "stride": stride, "padding": padding, "dilation": dilation}
+        values: dict[str, Any] = {"kernel_size": kernel, "stride": stride, "padding": padding, "dilation": dilation}
         values |= {"norm_type": float(self.norm_type) if self.mode == "lp" else 2.0}
         values |= {"count_include_pad": bool(self.count_include_pad) or self.mode != "avg"}
         values |= {"ceil_mode": bool(self.ceil_mode)}
@@ -242,8 +241,6 @@ class ConvProblem:
     direction: str = "forward"
     raw: bool = False
 
-    operation = "conv"
-
     @classmethod
     def create(
         cls, x_shape: tuple, weight_shape: tuple, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
@@ -265,6 +262,8 @@ class ConvProblem:
         pads = padding_pairs(padding, kernel, strides, dilations)
         channels, filters = int(x_shape[1]), int(weight_shape[0])
         _check_groups(groups, channels, filters, int(weight_shape[1]))
+        _check_choice("dtype", rest.get("dtype", "float32"), tuple(_DTYPE_WORD))
+        _check_choice("memory_format", rest.get("memory_format", "contiguous"), tuple(_FORMAT_WORD))
         if rest.get("activation") not in (None, *ACTIVATIONS):
             raise ValueError(f"activation must be None or one of {ACTIVATIONS}, got {rest['activation']!r}")
         if not isinstance(rest.get("pool"), (Pool, type(None))):
@@ -273,6 +272,11 @@ class ConvProblem:
         problem = cls(int(x_shape[0]), channels, size, filters, kernel, strides, pads, dilations, int(groups), **rest)
         _ = problem.out_shape  # raises where the kernel or the window does not fit
         return problem
+
+    @property
+    def operation(self) -> str:
+        """The name under which algorithms for this kind of problem are registered."""
+        return "conv" if self.direction == "forward" else f"conv_{self.direction}"
 
     @cached_property
     def conv_size(self) -> Pair:
@@ -320,7 +324,7 @@ class ConvProblem:
 
     @cached_property
     def descriptor(self) -> str:
-        """The one-line name; `parse` reads it back."""
+        """The one-line name; `fastconv.parse` reads it back."""
         (h, w), (r, s) = self.in_size, self.kernel_size
         text = f"n{self.batch}c{self.in_channels}h{h}w{w}k{self.out_channels}r{r}s{s}"
         text += _padding_word(self.padding)
@@ -351,7 +355,6 @@ class PoolProblem:
     dtype: str = "float32"
     memory_format: MemoryFormat = "contiguous"
     return_indices: bool = False
-    direction: str = "forward"
 
     operation = "pool"
 
@@ -388,97 +391,13 @@ class PoolProblem:
 
     @cached_property
     def descriptor(self) -> str:
-        """The one-line name; `parse` reads it back."""
+        """The one-line name; `fastconv.parse` reads it back."""
         words = [f"n{self.batch}c{self.channels}h{self.in_size[0]}w{self.in_size[1]}", self.pool.descriptor]
         words += [_DTYPE_WORD[self.dtype], _FORMAT_WORD[self.memory_format]]
         return "_".join(words + (["indices"] if self.return_indices else []))
 
 
 Problem: TypeAlias = ConvProblem | PoolProblem
-
-_NUMBERS = r"\d+(?:\.\d+)*"
-_HEAD = re.compile(
-    r"n(?P<n>\d+)c(?P<c>\d+)h(?P<h>\d+)w(?P<w>\d+)(?:k(?P<k>\d+)r(?P<r>\d+)s(?P<s>\d+))?"
-    rf"(?:p(?P<p>{_NUMBERS}))?(?:u(?P<u>{_NUMBERS}))?(?:d(?P<d>{_NUMBERS}))?(?:g(?P<g>\d+))?"
-)
-_POOL = re.compile(
-    rf"(?P<mode>max|avg|lp)(?P<kernel>{_NUMBERS})(?:u(?P<u>{_NUMBERS}))?(?:p(?P<p>{_NUMBERS}))?"
-    rf"(?:d(?P<d>{_NUMBERS}))?(?:n(?P<norm>[\d.e+-]+))?(?P<ceil>ceil)?(?P<nopad>nopad)?"
-)
-_FLAGS = {
-    **{word: ("dtype", name) for word, name in DTYPES.items()},
-    **{word: ("memory_format", name) for word, name in FORMATS.items()},
-    **{name.replace("_", ""): ("activation", name) for name in ACTIVATIONS},
-    **{name.replace("_", ""): ("direction", name) for name in ("forward", "backward_input", "backward_weight")},
-    "bias": ("bias", True),
-    "raw": ("raw", True),
-    "indices": ("return_indices", True),
-}
-
-
-def parse(descriptor: str) -> Problem:
-    """Read a problem from its descriptor (the grammar is at the top of this module).
-
-    Words after the sizes may come in any order; float32, NCHW and no epilogue are the defaults.
-
-    Raises
-    ------
-    ValueError
-        Says which part was not understood.
-    """
-    head, *words = descriptor.strip().split("_")
-    match = _HEAD.fullmatch(head)
-    if match is None:
-        raise ValueError(f"descriptor {descriptor!r}: {head!r} is not like 'n1c64h56w56k64r3s3p1'")
-    rest: dict[str, Any] = {}
-    for word in words:
-        if found := _POOL.fullmatch(word):
-            rest["pool"] = found
-        elif word in _FLAGS:
-            key, value = _FLAGS[word]
-            rest[key] = value
-        else:
-            raise ValueError(f"descriptor {descriptor!r}: {word!r} is not a pooling or one of {sorted(_FLAGS)}")
-    return _build(descriptor, match, rest)
-
-
-def _build(descriptor: str, match: re.Match, rest: dict[str, Any]) -> Problem:
-    n, c, h, w = (int(match[f]) for f in "nchw")
-    try:
-        if "pool" in rest:
-            rest["pool"] = _parse_pool(rest["pool"])
-        if match["k"] is None:
-            if "pool" not in rest:
-                raise ValueError("neither a kernel (k, r, s) nor a pooling is given")
-            problem = PoolProblem(n, c, (h, w), **rest)
-            _ = problem.out_size
-            return problem
-        groups = int(match["g"] or 1)
-        return ConvProblem.create(
-            (n, c, h, w), (int(match["k"]), c // max(groups, 1), int(match["r"]), int(match["s"])),
-            padding=_parse_padding(match["p"] or "0"), stride=_parse_pair(match["u"] or "1"),
-            dilation=_parse_pair(match["d"] or "1"), groups=groups, **rest,
-        )  # fmt: skip
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"descriptor {descriptor!r}: {error}") from None
-
-
-def _parse_pool(match: re.Match) -> Pool:
-    return Pool(
-        match["mode"], _parse_pair(match["kernel"]), _parse_pair(match["u"]) if match["u"] else None,
-        _parse_pair(match["p"] or "0"), _parse_pair(match["d"] or "1"), match["ceil"] is not None,
-        match["nopad"] is None, float(match["norm"] or 2),
-    )  # fmt: skip
-
-
-def _parse_pair(text: str) -> Any:
-    numbers = tuple(int(v) for v in text.split("."))
-    return numbers[0] if len(numbers) == 1 else numbers
-
-
-def _parse_padding(text: str) -> Any:
-    numbers = _parse_pair(text)
-    return (numbers[:2], numbers[2:]) if isinstance(numbers, tuple) and len(numbers) == 4 else numbers
 
 
 def _short(values: Pair) -> str:
@@ -490,6 +409,11 @@ def _padding_word(padding: tuple[Pair, Pair]) -> str:
     if top == bottom and left == right:
         return f"p{_short((top, left))}" if top or left else ""
     return f"p{top}.{bottom}.{left}.{right}"
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {choices}, got {value!r}")
 
 
 def _check_groups(groups: Any, channels: int, filters: int, channels_per_group: int) -> None:

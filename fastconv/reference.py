@@ -20,7 +20,7 @@ _COPIES = "all arrays, to contiguous float64"
 
 def unsupported(problem: Problem) -> str | None:
     """Why this algorithm cannot compute `problem`, or None if it can."""
-    return None if problem.direction == "forward" else "it computes the forward direction only"
+    return None
 
 
 def space(problem: Problem) -> list[Params]:

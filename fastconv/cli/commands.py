@@ -21,8 +21,9 @@ from fastconv.cli.output import (
     show_table,
     user_errors,
 )  # fmt: skip
+from fastconv.descriptor import parse
 from fastconv.plan import explain as explain_choice
-from fastconv.problem import Problem, parse
+from fastconv.problem import Problem
 from fastconv.tuning import measure, peak, search, warm
 
 app = typer.Typer(
@@ -57,10 +58,7 @@ def _options(
 
 def _problems(targets: Iterable[str], batch: int, dtype: str, memory_format: str) -> list[Problem]:
     return search.resolve(
-        [
-            networks.problems(t, batch, dtype, memory_format) if t in networks.names() else parse(t)
-            for t in targets
-        ]
+        [networks.problems(t, batch, dtype, memory_format) if t in networks.names() else parse(t) for t in targets]
     )
 
 

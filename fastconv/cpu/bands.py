@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -61,7 +60,9 @@ class _Bands(ConvKernel):
     block: int  # filters of a register tile
     layout_copies = "input, padded, a band of rows at a time"
 
-    def __init__(self, problem: ConvProblem, params: Params, threads: int, compiled: Callable, pooling: Callable) -> None:
+    def __init__(
+        self, problem: ConvProblem, params: Params, threads: int, compiled: Callable, pooling: Callable
+    ) -> None:
         super().__init__(problem, params, threads)
         self.rows, self.vectors = params["rows"], params["vectors"]
         self.channel_block = params["channels"]
@@ -94,7 +95,7 @@ class _Bands(ConvKernel):
         height, per_job = split(out_height, out_width, blocks, images, row_bytes, self.wanted_jobs(2))
         bands, chunks = -(-out_height // height), -(-blocks // per_job)
         pool = {"window": window_record(p.pool, p.conv_size)} if p.pool else {}
-        if p.pool:
+        if p.pool and self.pooling:
             form |= {"pool": self.pooling.address, "pool_stride": p.pool.stride[0], "pool_padding": p.pool.padding[0]}
             form |= {"pool_span": (p.pool.kernel_size[0] - 1) * p.pool.dilation[0] + 1}
         return record(
@@ -114,7 +115,9 @@ class _Bands(ConvKernel):
 class PixelRows(_Bands):
     """Channels-last: pixels are the rows of a register tile, filters its vectors."""
 
-    def __init__(self, problem: ConvProblem, params: Params, threads: int, compiled: Callable, pooling: Callable) -> None:
+    def __init__(
+        self, problem: ConvProblem, params: Params, threads: int, compiled: Callable, pooling: Callable
+    ) -> None:
         super().__init__(problem, params, threads, compiled, pooling)
         self.block = self.vectors * self.lanes
         self.width = (problem.conv_size[1] - 1) * problem.stride[1] + self.span_w
@@ -137,7 +140,10 @@ class PixelRows(_Bands):
         # Neighbouring taps of a filter row are neighbours in the panel: one sum over (s, c).
         merged = S if whole and p.dilation[1] == 1 else 1
         taps = [
-            ((r * p.dilation[0] * self.width + s * p.dilation[1]) * self.channel_block, (r * S + s) * channels * self.block)
+            (
+                (r * p.dilation[0] * self.width + s * p.dilation[1]) * self.channel_block,
+                (r * S + s) * channels * self.block,
+            )
             for r in range(p.kernel_size[0])
             for s in range(0, S, merged)
         ]
@@ -153,7 +159,9 @@ class PixelRows(_Bands):
 class PixelVectors(_Bands):
     """Contiguous: filters are the rows of a register tile, pixels its vectors."""
 
-    def __init__(self, problem: ConvProblem, params: Params, threads: int, compiled: Callable, pooling: Callable) -> None:
+    def __init__(
+        self, problem: ConvProblem, params: Params, threads: int, compiled: Callable, pooling: Callable
+    ) -> None:
         super().__init__(problem, params, threads, compiled, pooling)
         self.block = self.rows
         (sh, sw), (dh, dw), (R, S) = problem.stride, problem.dilation, problem.kernel_size
@@ -194,5 +202,3 @@ class PixelVectors(_Bands):
                 offset = (ph * self.phases_w + pw) * phase + row * self.pitch + column
                 found.append(((r * S + s) * a_tap, offset))
         return found
-
-

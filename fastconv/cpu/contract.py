@@ -150,8 +150,7 @@ def _emit_contract(emit: _Emitter, args: list, n_rows: int, n_vecs: int, a_vecto
     vector = [_I64(v * emit.lanes) for v in range(n_vecs)]
 
     start = {
-        (r, v): emit.load(emit.at(init, bld.mul(row[r], init_row), bld.mul(_I64(v), init_vector)))
-        for r, v in tile
+        (r, v): emit.load(emit.at(init, bld.mul(row[r], init_row), bld.mul(_I64(v), init_vector))) for r, v in tile
     }
     before = bld.block
     tap_loop, step_loop = bld.append_basic_block("tap"), bld.append_basic_block("step")

@@ -56,9 +56,7 @@ def space(problem: ConvProblem) -> list[Params]:
         return [{"rows": rows, "vectors": vectors} for rows, vectors in _ROW_TILES[host().registers]]
     channels, filters = problem.in_channels // problem.groups, problem.out_channels // problem.groups
     fitting = [tile for tile in _VECTOR_TILES[host().registers] if tile[0] <= filters]
-    return [
-        {"rows": rows, "vectors": vectors, "channels": channels, "pixel_vectors": 1} for rows, vectors in fitting
-    ]
+    return [{"rows": rows, "vectors": vectors, "channels": channels, "pixel_vectors": 1} for rows, vectors in fitting]
 
 
 def cost(problem: ConvProblem, params: Params) -> float:

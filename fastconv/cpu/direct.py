@@ -127,7 +127,8 @@ class Direct(ConvKernel):
         return record(
             GEOMETRY, images * line_jobs * block_jobs, slab, {"lines": found.lines, "taps": found.taps},
             line_count=count, lines_per_job=lines_per_job, line_jobs=line_jobs,
-            blocks_per_job=blocks_per_job, block_jobs=block_jobs, groups=p.groups, filters=p.out_channels // p.groups, blocks=self.blocks,
+            blocks_per_job=blocks_per_job, block_jobs=block_jobs,
+            groups=p.groups, filters=p.out_channels // p.groups, blocks=self.blocks,
             x_batch=x_strides[0], x_group=channels * x_strides[1], x_step=x_strides[1],
             out_batch=out_strides[0], out_filter=out_strides[1],
             packed_block=math.prod(p.weight_shape[1:]) * self.block, epilogue=self.epilogue_address,

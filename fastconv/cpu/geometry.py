@@ -105,7 +105,7 @@ def lines(problem: ConvProblem, x_strides: tuple, out_strides: tuple, block: int
     channels = problem.in_channels // problem.groups
     _, step_x, high_x, wide_x = x_strides
     _, _, high_o, wide_o = out_strides
-    (sh, sw), (dh, dw), (height, width) = problem.stride, problem.dilation, problem.in_size
+    (sh, sw), (dh, dw) = problem.stride, problem.dilation
     S = problem.kernel_size[1]
     row_segments, column_segments = axes(problem)
     # Taps of one filter row are neighbours in memory: their sum and that over channels are one loop.

@@ -190,7 +190,8 @@ def _pixel_vectors(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> A
             for block in range(first_block, last_block):
                 k = group * g.filters + block * ROWS
                 contract(
-                    weight + ITEM * (group * g.a_group + block * g.a_block), g.a_row, g.a_step, panel + ITEM * p, step, g.taps, 1, length, bias + ITEM * k * LANES, LANES, 0,
+                    weight + ITEM * (group * g.a_group + block * g.a_block), g.a_row, g.a_step,
+                    panel + ITEM * p, step, g.taps, 1, length, bias + ITEM * k * LANES, LANES, 0,
                     out + ITEM * (n * g.out_batch + k * g.out_filter + first + p), g.out_filter,
                     min(ROWS, g.filters - block * ROWS), pixels - p, g.epilogue, ROWS, VECS, ITEM, 0,
                 )  # fmt: skip

@@ -66,9 +66,7 @@ def fields(*names: str) -> np.dtype:
     return np.dtype([(name, np.int64) for name in names])
 
 
-def split(
-    lines: int, pixels: int, blocks: int, outer: int, line_bytes: int, wanted: int
-) -> tuple[int, int]:
+def split(lines: int, pixels: int, blocks: int, outer: int, line_bytes: int, wanted: int) -> tuple[int, int]:
     """Cut a grid of `outer` x `lines` x `blocks` into jobs; return (lines, blocks) per job.
 
     The input of a job stays in half of L2 while its filter blocks pass over it, and there are at least

@@ -14,7 +14,6 @@ from numba import carray
 from fastconv.cpu.kernel import Geometry, Params, fields, record
 from fastconv.cpu.memory import call
 from fastconv.cpu.pool_kernel import PoolKernel, split_pooling, unsupported
-
 from fastconv.cpu.windows import pooling, window_record
 from fastconv.jit import job_kernel, source_stamp
 from fastconv.problem import PoolProblem
@@ -84,9 +83,9 @@ class DirectPool(PoolKernel):
         row_jobs, channel_jobs = -(-p.out_size[0] // rows), -(-p.channels // channels)
         return record(
             GEOMETRY, p.batch * row_jobs * channel_jobs, 0, {"window": window_record(p.pool, p.in_size)},
-            function=self.pooling.address, indices=p.return_indices, height=p.in_size[0], width=p.in_size[1], channels=p.channels,
-            out_height=p.out_size[0], rows_per_job=rows, row_jobs=row_jobs,
-            channels_per_job=channels, channel_jobs=channel_jobs,
+            function=self.pooling.address, indices=p.return_indices,
+            height=p.in_size[0], width=p.in_size[1], channels=p.channels, out_height=p.out_size[0],
+            rows_per_job=rows, row_jobs=row_jobs, channels_per_job=channels, channel_jobs=channel_jobs,
             x_batch=x[0], x_channel=x[1], x_row=x[2], x_column=x[3],
             out_batch=out[0], out_channel=out[1], out_row=out[2], out_column=out[3],
         )  # fmt: skip

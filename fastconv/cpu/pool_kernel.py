@@ -14,8 +14,6 @@ _JOB_BYTES = 32 << 10
 
 def unsupported(problem: PoolProblem) -> str | None:
     """Why pooling kernels cannot compute `problem`, or None if they can."""
-    if problem.direction != "forward":
-        return "it computes the forward pass only"
     if problem.return_indices and problem.pool.mode != "max":
         return "only the maximum has an index"
     return None

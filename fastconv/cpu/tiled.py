@@ -26,7 +26,7 @@ from fastconv.cpu.kernel import ConvKernel, Params
 from fastconv.cpu.memory import call, copy, fill, move
 from fastconv.cpu.tiles import menu
 from fastconv.cpu.windows import pool_rows
-from fastconv.jit import address_kernel, inline, job_kernel, source_stamp
+from fastconv.jit import address_kernel, inline, job_kernel
 from fastconv.problem import ConvProblem
 
 cost = bands.cost

@@ -53,10 +53,8 @@ def window_record(pool: Pool, size: Pair) -> np.ndarray:
     The result of a window is ``(sum / divisor * area) ** root``, with area and root 1 except for lp.
     """
     lp = pool.mode == "lp"
-    if lp:
-        mode = {1.0: SUM, 2.0: SQUARES}.get(pool.norm_type, POWERS)
-    else:
-        mode = MAX if pool.mode == "max" else SUM
+    sums = {1.0: SUM, 2.0: SQUARES}.get(pool.norm_type, POWERS) if lp else SUM
+    mode = MAX if pool.mode == "max" else sums
     values = (
         mode, *pool.kernel_size, *pool.stride, *pool.padding, *pool.dilation, pool.output_size(size)[1],
         int(pool.count_include_pad), pool.norm_type if lp else 1.0,

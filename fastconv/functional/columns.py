@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numba
 import numpy as np
 
-from fastconv.cpu.columns import ColumnsProblem, Fold, Unfold
 from fastconv.arrays import as_floats, as_image
+from fastconv.cpu.columns import ColumnsProblem, Fold, Unfold
 from fastconv.problem import Pair, conv_output_size, pair
+
+Window: TypeAlias = tuple[Pair, Pair, Pair, Pair]  # kernel size, stride, padding, dilation
 
 
 def im2col(x: np.ndarray, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> np.ndarray:
@@ -105,7 +107,7 @@ def col2im(
     return out if batched else out[0]
 
 
-def _window(kernel_size: Any, dilation: Any, padding: Any, stride: Any) -> tuple[Pair, Pair, Pair, Pair]:
+def _window(kernel_size: Any, dilation: Any, padding: Any, stride: Any) -> Window:
     return (
         pair(kernel_size, "kernel_size", least=1), pair(stride, "stride", least=1),
         pair(padding, "padding", least=0), pair(dilation, "dilation", least=1),
@@ -113,7 +115,7 @@ def _window(kernel_size: Any, dilation: Any, padding: Any, stride: Any) -> tuple
 
 
 @lru_cache(maxsize=512)
-def _kernel(kind: Any, batch: int, channels: int, size: Pair, window: tuple, dtype: str, threads: int) -> Any:
+def _kernel(kind: Any, batch: int, channels: int, size: Pair, window: Window, dtype: str, threads: int) -> Any:
     high, wide = (conv_output_size(n, f, p, s, d) for n, f, s, p, d in zip(size, *window, strict=True))
     problem = ColumnsProblem(batch, channels, size, (high, wide), *window, dtype)
     # Below this a parallel region costs more than it saves.

@@ -6,15 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.dispatch import kernel_for, on_forget
 from fastconv.arrays import as_floats, as_image, check_out, empty, memory_format
+from fastconv.dispatch import kernel_for
+from fastconv.functional.calls import CallCache
 from fastconv.plan import check_bias
 from fastconv.problem import ConvProblem, Pool
 
-# Kernel and output layout by the arguments of a call, so that a repeated call decides nothing.
-_calls: dict[tuple, tuple] = {}
-_MOST_CALLS = 4096
-on_forget(_calls.clear)
+_calls = CallCache()
 
 
 def conv2d(
@@ -81,7 +79,7 @@ def conv2d(
             image, weight, algorithm, stride=stride, padding=padding, dilation=dilation, groups=groups,
             bias=bias is not None, activation=activation, pool=pool,
         )  # fmt: skip
-        _remember(key, (kernel, shape, format))
+        _calls.remember(key, (kernel, shape, format))
     if out is None:
         result = empty(shape, image.dtype, format)
     else:
@@ -144,12 +142,3 @@ def _prepare(image: np.ndarray, weight: np.ndarray, algorithm: str | None, **arg
     )
     kernel, _ = kernel_for(problem, algorithm)
     return kernel, problem.out_shape, format
-
-
-def _remember(key: tuple, call: tuple) -> None:
-    if len(_calls) >= _MOST_CALLS:
-        _calls.clear()
-    try:
-        _calls[key] = call
-    except TypeError:
-        pass

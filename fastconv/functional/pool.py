@@ -6,14 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.dispatch import kernel_for, on_forget
 from fastconv.arrays import as_image, check_out, empty, memory_format
+from fastconv.dispatch import kernel_for
+from fastconv.functional.calls import CallCache
 from fastconv.problem import MemoryFormat, Pool, PoolProblem
 
-# Kernel and output layout by the arguments of a call, so that a repeated call decides nothing.
-_calls: dict[tuple, tuple] = {}
-_MOST_CALLS = 4096
-on_forget(_calls.clear)
+_calls = CallCache()
 
 
 def max_pool2d(
@@ -143,7 +141,7 @@ def _pool(x: Any, window: tuple, return_indices: bool, algorithm: str | None, ou
         kernel, shape, format = _calls[key]
     except (KeyError, TypeError):  # TypeError: a list among the arguments
         kernel, shape, format = _prepare(image, Pool(*window), return_indices, algorithm)
-        _remember(key, (kernel, shape, format))
+        _calls.remember(key, (kernel, shape, format))
     if out is not None:
         check_out(out, shape if batched else shape[1:], image.dtype, image)
     result = empty(shape, image.dtype, format) if out is None else out if batched else out[None]
@@ -175,12 +173,3 @@ def _prepare(image: np.ndarray, pool: Pool, return_indices: bool, algorithm: str
     _ = problem.out_size  # raises where the window does not fit
     kernel, _ = kernel_for(problem, algorithm)
     return kernel, problem.out_shape, format
-
-
-def _remember(key: tuple, call: tuple) -> None:
-    if len(_calls) >= _MOST_CALLS:
-        _calls.clear()
-    try:
-        _calls[key] = call
-    except TypeError:
-        pass

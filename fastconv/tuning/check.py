@@ -58,9 +58,7 @@ def _convolve(
         inputs, outputs, groups = _members(units, per_group), _members(units, filters), len(units)
     else:
         inputs, outputs, groups = np.arange(problem.in_channels), units, 1
-    smaller = replace(
-        problem, batch=len(images), in_channels=len(inputs), out_channels=len(outputs), groups=groups
-    )
+    smaller = replace(problem, batch=len(images), in_channels=len(inputs), out_channels=len(outputs), groups=groups)
     assert work.weight is not None
     bias = None if work.bias is None else work.bias[outputs]
     x = work.x[np.ix_(images, inputs)]

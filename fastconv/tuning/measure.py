@@ -79,15 +79,7 @@ def _image(shape: tuple[int, ...], dtype: Any, memory_format: str) -> np.ndarray
 
 
 def workload(problem: Problem, seed: int = 0) -> Workload:
-    """Random arrays for a problem: normally distributed, weights scaled so that the results are too.
-
-    Raises
-    ------
-    ValueError
-        If the problem is not a forward one.
-    """
-    if problem.direction != "forward":
-        raise ValueError(f"direction must be 'forward' to be tuned, got {problem.direction!r}")
+    """Random arrays for a problem: normally distributed, weights scaled so that the results are too."""
     random = np.random.default_rng(seed)
     x = _image(problem.in_shape, problem.dtype, problem.memory_format)
     x[...] = random.standard_normal(x.shape, np.dtype(problem.dtype))

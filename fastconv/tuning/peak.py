@@ -62,9 +62,7 @@ def _best_ns(kernel: Any, geometry: Geometry, arrays: tuple, threads: int, secon
     times: list[int] = []
     while len(times) < 6 or sum(times) < 1e9 * seconds:
         start = perf_counter_ns()
-        execute(
-            launcher, kernel.address, *arrays, memory, geometry.slab, geometry.record, geometry.jobs, threads
-        )
+        execute(launcher, kernel.address, *arrays, memory, geometry.slab, geometry.record, geometry.jobs, threads)
         times.append(perf_counter_ns() - start)
     return min(times[1:])
 

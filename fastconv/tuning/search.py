@@ -12,7 +12,8 @@ import numba
 
 from fastconv import algorithms, networks
 from fastconv.algorithms import Candidate
-from fastconv.problem import ConvProblem, PoolProblem, Problem, parse
+from fastconv.descriptor import parse
+from fastconv.problem import ConvProblem, PoolProblem, Problem
 from fastconv.tuning import measure, peak, wisdom
 from fastconv.tuning.check import wrong
 from fastconv.tuning.measure import Timing, Workload
@@ -148,9 +149,7 @@ def check_threads(threads: int | None) -> int:
     return threads or limit
 
 
-def tune_one(
-    problem: Problem, threads: int, seconds: float | None = None, progress: Progress | None = None
-) -> Result:
+def tune_one(problem: Problem, threads: int, seconds: float | None = None, progress: Progress | None = None) -> Result:
     """Measure one problem, whatever is known of it, and store the winner.
 
     Parameters

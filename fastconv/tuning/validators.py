@@ -14,7 +14,7 @@ from typing import Any
 from fastconv import algorithms
 from fastconv._version import __version__
 from fastconv.cpu.host import host
-from fastconv.problem import parse
+from fastconv.descriptor import parse
 
 
 def _imports(source: Path) -> set[str]:

@@ -10,7 +10,8 @@ import numba
 
 from fastconv import algorithms
 from fastconv.algorithms import Candidate
-from fastconv.problem import DTYPES, FORMATS, Problem, parse
+from fastconv.descriptor import parse
+from fastconv.problem import DTYPES, FORMATS, Problem
 from fastconv.tuning import measure
 
 # Small problems that between them meet every path: kernels are compiled for tiles, not for shapes.

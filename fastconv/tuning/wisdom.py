@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from fastconv.algorithms import Candidate
-from fastconv.problem import Problem, parse
+from fastconv.descriptor import parse
+from fastconv.problem import Problem
 from fastconv.tuning.validators import validators
 
 _INSTALL = "the wisdom store needs {}: pip install fastconv[tune]"

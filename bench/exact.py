@@ -1,0 +1,62 @@
+"""Inputs of a problem, made alike in every process, and its result in float64 by plain NumPy."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from fastconv.problem import ConvProblem, Pool, PoolProblem, Problem
+
+
+def inputs(problem: Problem) -> list[np.ndarray]:
+    """x, and for a convolution weight and bias (None without one); the seed comes from the descriptor."""
+    rng = np.random.default_rng(zlib.crc32(problem.descriptor.encode()))
+    x = rng.standard_normal(problem.in_shape, dtype=np.float32).astype(problem.dtype, copy=False)
+    if problem.memory_format == "channels_last":
+        x = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    if isinstance(problem, PoolProblem):
+        return [x]
+    weight = rng.standard_normal(problem.weight_shape, dtype=np.float32).astype(problem.dtype, copy=False)
+    bias = rng.standard_normal(problem.out_channels, dtype=np.float32).astype(problem.dtype, copy=False)
+    return [x, weight, bias if problem.bias else None]
+
+
+def exact(problem: Problem) -> np.ndarray:
+    """The result in float64."""
+    arrays = [a.astype(np.float64) if a is not None else None for a in inputs(problem)]
+    if isinstance(problem, PoolProblem):
+        return _pool(arrays[0], problem.pool)
+    return _conv(problem, *arrays)
+
+
+def _windows(x: np.ndarray, kernel, stride, padding, dilation, fill: float) -> np.ndarray:
+    """(N, C, H, W) -> (N, C, oh, ow, r, s), a view of the padded map."""
+    padded = np.pad(x, ((0, 0), (0, 0), *padding), constant_values=fill)
+    spans = [d * (f - 1) + 1 for f, d in zip(kernel, dilation, strict=True)]
+    view = sliding_window_view(padded, spans, axis=(2, 3))
+    return view[:, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
+
+
+def _conv(p: ConvProblem, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    windows = _windows(x, p.kernel_size, p.stride, p.padding, p.dilation, 0.0)
+    channels, filters = p.in_channels // p.groups, p.out_channels // p.groups
+    parts = [
+        np.tensordot(
+            windows[:, g * channels : (g + 1) * channels],
+            weight[g * filters : (g + 1) * filters],
+            axes=((1, 4, 5), (1, 2, 3)),
+        )
+        for g in range(p.groups)
+    ]
+    out = np.concatenate(parts, axis=-1).transpose(0, 3, 1, 2)
+    return out if bias is None else out + bias[:, None, None]
+
+
+def _pool(x: np.ndarray, pool: Pool) -> np.ndarray:
+    """Maximum or average; the benchmark's windows neither round up nor leave padding uncounted."""
+    padding = [(p, p) for p in pool.padding]
+    fill = -np.inf if pool.mode == "max" else 0.0
+    windows = _windows(x, pool.kernel_size, pool.stride, padding, pool.dilation, fill)
+    return windows.max((4, 5)) if pool.mode == "max" else windows.mean((4, 5))

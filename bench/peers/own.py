@@ -1,0 +1,58 @@
+"""fastconv itself, and the FMA peak of the machine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numba
+
+import fastconv
+from fastconv.dispatch import choose
+from fastconv.problem import ConvProblem, PoolProblem
+from fastconv.tuning.peak import fma_gflops
+from peers import Ready
+
+
+def _ready(call, note) -> Ready:
+    return Ready(call, call, str(note))
+
+
+def plan(p: ConvProblem, arrays: list, threads: int) -> Ready:
+    """A plan, with the output array given."""
+    numba.set_num_threads(threads)
+    x, weight, bias = arrays
+    prepared = fastconv.plan(
+        x.shape, weight, bias, p.stride, p.padding, p.dilation, p.groups, memory_format=p.memory_format
+    )
+    out = prepared(x)
+    return _ready(lambda: prepared(x, out=out), f"{prepared.choice.candidate} ({prepared.choice.source})")
+
+
+def conv2d(p: ConvProblem, arrays: list, threads: int) -> Ready:
+    """``fastconv.conv2d`` with the weights as they are; allocates its result, as torch does."""
+    numba.set_num_threads(threads)
+    x, weight, bias = arrays
+    choice = choose(replace(p, raw=True))
+    return _ready(
+        lambda: fastconv.conv2d(x, weight, bias, p.stride, p.padding, p.dilation, p.groups),
+        f"{choice.candidate} ({choice.source})",
+    )
+
+
+def pool(p: PoolProblem, arrays: list, threads: int) -> Ready:
+    """``fastconv.max_pool2d`` or ``fastconv.avg_pool2d``."""
+    numba.set_num_threads(threads)
+    (x,) = arrays
+    function = {"max": fastconv.max_pool2d, "avg": fastconv.avg_pool2d}[p.pool.mode]
+    choice = choose(p)
+    return _ready(
+        lambda: function(x, p.pool.kernel_size, p.pool.stride, p.pool.padding),
+        f"{choice.candidate} ({choice.source})",
+    )
+
+
+def peak(p: ConvProblem, arrays: list, threads: int) -> Ready:
+    """Not a convolution: its "time" is what the problem's flops would take at the measured FMA peak."""
+    del arrays
+    fma_gflops(p.dtype, threads)
+    return Ready(lambda: None, lambda: [], sample=lambda: [p.flops / fma_gflops(p.dtype, threads) / 1e9])

@@ -1,0 +1,54 @@
+"""PyTorch, eager and with oneDNN's prepacked weights (what torch.compile's freezing calls)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from fastconv.problem import ConvProblem, PoolProblem
+from peers import Ready
+
+
+def _tensors(arrays: list[np.ndarray | None], threads: int, channels_last: bool) -> list[torch.Tensor | None]:
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(False)
+    kind = torch.channels_last if channels_last else torch.contiguous_format
+    tensors = [None if a is None else torch.from_numpy(a) for a in arrays]
+    return [t.contiguous(memory_format=kind) if t is not None and t.dim() == 4 else t for t in tensors]
+
+
+def _ready(call) -> Ready:
+    return Ready(torch.inference_mode()(call), lambda: call().numpy())
+
+
+def _symmetric(problem: ConvProblem) -> list[int]:
+    if any(begin != end for begin, end in problem.padding):
+        raise ValueError(f"padding must be alike on both sides for torch, got {problem.padding}")
+    return [begin for begin, _ in problem.padding]
+
+
+def eager(p: ConvProblem, arrays: list, threads: int) -> Ready:
+    """``torch.nn.functional.conv2d`` in the problem's memory format."""
+    x, weight, bias = _tensors(arrays, threads, p.memory_format == "channels_last")
+    padding = _symmetric(p)
+    return _ready(lambda: F.conv2d(x, weight, bias, p.stride, padding, p.dilation, p.groups))
+
+
+def prepacked(p: ConvProblem, arrays: list, threads: int) -> Ready:
+    """oneDNN with weights reordered once, on channels-last."""
+    x, weight, bias = _tensors(arrays, threads, channels_last=True)
+    padding, stride, dilation = _symmetric(p), list(p.stride), list(p.dilation)
+    run = torch.ops.mkldnn._convolution_pointwise
+    packed = torch.ops.mkldnn._reorder_convolution_weight(
+        weight.contiguous(), padding, stride, dilation, p.groups, list(x.shape)
+    )
+    return _ready(lambda: run(x, packed, bias, padding, stride, dilation, p.groups, "none", [], ""))
+
+
+def pool(p: PoolProblem, arrays: list, threads: int) -> Ready:
+    """``max_pool2d`` or ``avg_pool2d``."""
+    (x,) = _tensors(arrays, threads, p.memory_format == "channels_last")
+    function = {"max": F.max_pool2d, "avg": F.avg_pool2d}[p.pool.mode]
+    kernel, stride, padding = (list(v) for v in (p.pool.kernel_size, p.pool.stride, p.pool.padding))
+    return _ready(lambda: function(x, kernel, stride, padding))

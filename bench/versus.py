@@ -1,0 +1,106 @@
+"""Compare fastconv with its peers, honestly: own processes, interleaved rounds, ratios.
+
+    python bench/versus.py                                          # every section, tables on stdout
+    python bench/versus.py --section resnet50-plans --tune          # one section, tuned first
+    python bench/versus.py --json figures.json --markdown docs/benchmarks.md --markdown README.md
+
+Needs torch (``pip install torch``, or its CPU build); other peers join in with ``--peer``. An absolute time
+means little on a shared machine: read the ratios, which come from the same interleaved rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from harness import Worker, measure, set_threads
+from latency import AIM, measure_latency
+from report import circumstances, evaluate, stored_table, verdict, write_markdown
+from sections import SECTIONS, Section
+
+import fastconv
+from fastconv.descriptor import parse
+
+OTHER_PEERS = ("onnxruntime", "openvino", "jax")
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--section", action="append", choices=[*SECTIONS, "latency"], help="may be repeated; all by default")
+    add("--threads", type=int, default=2)
+    add("--rounds", type=int, default=20, help="samples of every peer per problem")
+    add("--problems", type=int, help="only so many problems of each section, for a quick look")
+    add("--peer", action="append", choices=OTHER_PEERS, default=[], help="one more rival for convolutions")
+    add("--tune", action="store_true", help="tune first what wisdom does not know")
+    add("--budget", type=float, default=600.0, help="seconds of tuning for each section")
+    add("--json", type=Path, help="keep the figures here; sections not run stay as they are")
+    add("--markdown", type=Path, action="append", default=[], help="write a page, or a table between markers")
+    add("--render", action="store_true", help="measure nothing; write Markdown from --json")
+    return parser.parse_args()
+
+
+def tune(section: Section, problems: tuple[str, ...], threads: int, budget: float) -> None:
+    """Tune, in a process of its own, what wisdom does not know of a section's problems."""
+    wanted = [parse(word) for word in problems]
+    if "fastconv plan" in section.ours:  # a plan has its weights packed beforehand
+        wanted += [replace(problem, raw=False) for problem in wanted]
+    print(f"{section.name}: tuning {len(set(wanted))} problems", file=sys.stderr)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        pool.apply(fastconv.tune, (wanted, budget, threads))
+
+
+def run_section(section: Section, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure one section; returns rows, rivals and the result of `report.evaluate`."""
+    problems = section.problems[: options.problems]
+    rivals = section.rivals + (() if section.name == "pool" else tuple(options.peer))
+    if options.tune and section.timed:
+        tune(section, problems, options.threads, options.budget)
+    names = [*section.ours, *rivals, *(["FMA peak"] if section.peak else [])]
+    rows = {}
+    with ExitStack() as stack:
+        workers = {name: stack.enter_context(closing(Worker(name, options.threads))) for name in names}
+        for count, descriptor in enumerate(problems, 1):
+            print(f"{section.name} {count}/{len(problems)} {descriptor}", file=sys.stderr)
+            rows[descriptor] = measure(workers, descriptor, options.rounds if section.timed else 0)
+    return {"rows": rows, "rivals": list(rivals), "result": evaluate(section, rows, rivals)}
+
+
+def measured(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Run the selected sections, print each as it is done."""
+    for name in options.section or [*SECTIONS, "latency"]:
+        if name == "latency":
+            entry: dict[str, Any] = {"result": measure_latency(options.rounds)}
+        else:
+            entry = run_section(SECTIONS[name], options)
+        aim = AIM if name == "latency" else SECTIONS[name].aim
+        print(f"\n{name}\nAim: {aim}\n{stored_table(name, entry)}\n{verdict(name, entry['result'])}", flush=True)
+        yield name, entry | {"circumstances": circumstances(options.threads, options.rounds)}
+
+
+def main() -> None:
+    """Run the command."""
+    options = arguments()
+    set_threads(options.threads)
+    stored = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
+    if not options.render:
+        for name, entry in measured(options):
+            stored[name] = entry
+            if options.json:
+                options.json.write_text(json.dumps(stored, indent=1) + "\n")
+    for path in options.markdown:
+        write_markdown(path, stored)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # jax's notes about the CPU
+    main()

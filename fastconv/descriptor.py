@@ -1,0 +1,95 @@
+"""Reading a problem from its one-line descriptor.
+
+The grammar is at the top of `fastconv.problem`, whose problems print their own descriptors.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from fastconv.problem import ACTIVATIONS, DTYPES, FORMATS, ConvProblem, Pool, PoolProblem, Problem
+
+_NUMBERS = r"\d+(?:\.\d+)*"
+_HEAD = re.compile(
+    r"n(?P<n>\d+)c(?P<c>\d+)h(?P<h>\d+)w(?P<w>\d+)(?:k(?P<k>\d+)r(?P<r>\d+)s(?P<s>\d+))?"
+    rf"(?:p(?P<p>{_NUMBERS}))?(?:u(?P<u>{_NUMBERS}))?(?:d(?P<d>{_NUMBERS}))?(?:g(?P<g>\d+))?"
+)
+_POOL = re.compile(
+    rf"(?P<mode>max|avg|lp)(?P<kernel>{_NUMBERS})(?:u(?P<u>{_NUMBERS}))?(?:p(?P<p>{_NUMBERS}))?"
+    rf"(?:d(?P<d>{_NUMBERS}))?(?:n(?P<norm>[\d.e+-]+))?(?P<ceil>ceil)?(?P<nopad>nopad)?"
+)
+_FLAGS = {
+    **{word: ("dtype", name) for word, name in DTYPES.items()},
+    **{word: ("memory_format", name) for word, name in FORMATS.items()},
+    **{name.replace("_", ""): ("activation", name) for name in ACTIVATIONS},
+    **{name.replace("_", ""): ("direction", name) for name in ("forward", "backward_input", "backward_weight")},
+    "bias": ("bias", True),
+    "raw": ("raw", True),
+    "indices": ("return_indices", True),
+}
+
+
+def parse(descriptor: str) -> Problem:
+    """Read a problem from its descriptor (the grammar is at the top of `fastconv.problem`).
+
+    Words after the sizes may come in any order; float32, NCHW and no epilogue are the defaults.
+
+    Raises
+    ------
+    ValueError
+        Says which part was not understood.
+    """
+    head, *words = descriptor.strip().split("_")
+    match = _HEAD.fullmatch(head)
+    if match is None:
+        raise ValueError(f"descriptor {descriptor!r}: {head!r} is not like 'n1c64h56w56k64r3s3p1'")
+    rest: dict[str, Any] = {}
+    for word in words:
+        if found := _POOL.fullmatch(word):
+            rest["pool"] = found
+        elif word in _FLAGS:
+            key, value = _FLAGS[word]
+            rest[key] = value
+        else:
+            raise ValueError(f"descriptor {descriptor!r}: {word!r} is not a pooling or one of {sorted(_FLAGS)}")
+    return _build(descriptor, match, rest)
+
+
+def _build(descriptor: str, match: re.Match, rest: dict[str, Any]) -> Problem:
+    n, c, h, w = (int(match[f]) for f in "nchw")
+    try:
+        if "pool" in rest:
+            rest["pool"] = _parse_pool(rest["pool"])
+        if match["k"] is None:
+            if "pool" not in rest:
+                raise ValueError("neither a kernel (k, r, s) nor a pooling is given")
+            problem = PoolProblem(n, c, (h, w), **rest)
+            _ = problem.out_size
+            return problem
+        groups = int(match["g"] or 1)
+        return ConvProblem.create(
+            (n, c, h, w), (int(match["k"]), c // max(groups, 1), int(match["r"]), int(match["s"])),
+            padding=_parse_padding(match["p"] or "0"), stride=_parse_pair(match["u"] or "1"),
+            dilation=_parse_pair(match["d"] or "1"), groups=groups, **rest,
+        )  # fmt: skip
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"descriptor {descriptor!r}: {error}") from None
+
+
+def _parse_pool(match: re.Match) -> Pool:
+    return Pool(
+        match["mode"], _parse_pair(match["kernel"]), _parse_pair(match["u"]) if match["u"] else None,
+        _parse_pair(match["p"] or "0"), _parse_pair(match["d"] or "1"), match["ceil"] is not None,
+        match["nopad"] is None, float(match["norm"] or 2),
+    )  # fmt: skip
+
+
+def _parse_pair(text: str) -> Any:
+    numbers = tuple(int(v) for v in text.split("."))
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _parse_padding(text: str) -> Any:
+    numbers = _parse_pair(text)
+    return (numbers[:2], numbers[2:]) if isinstance(numbers, tuple) and len(numbers) == 4 else numbers

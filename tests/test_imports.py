@@ -1,0 +1,122 @@
+"""Imports run one way, optional packages stay optional, and importing fastconv does no work."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "fastconv"
+
+# A module imports from its own row and from those above. A name stands for a module or a package.
+ORDER = [
+    ["_version"],
+    ["problem", "jit"],
+    ["algorithms", "descriptor", "networks", "arrays"],
+    ["cpu"],
+    ["reference"],
+    ["tuning"],
+    ["dispatch"],
+    ["plan"],
+    ["functional"],
+    [""],  # fastconv/__init__.py
+    ["cli", "__main__"],
+]
+CORE = {"numba", "numpy", "llvmlite"}  # llvmlite comes with numba
+COMPILERS = {"njit", "jit", "cfunc", "vectorize", "guvectorize", "stencil", "jit_module"}
+
+
+def module_name(path: Path) -> str:
+    """Dotted name inside the package; "" for the package itself."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports(nodes: Iterator[ast.AST]) -> Iterator[str]:
+    """Absolute names of all modules that import statements among `nodes` name."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in line {node.lineno}"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner.removeprefix("fastconv.") in MODULES else node.module
+
+
+def row(name: str) -> int:
+    """Where a module stands in `ORDER`; the longest prefix decides."""
+    while True:
+        for number, names in enumerate(ORDER):
+            if name in names:
+                return number
+        assert "." in name, f"{name!r} has no place in ORDER"
+        name = name.rpartition(".")[0]
+
+
+def outside_functions(tree: ast.AST) -> Iterator[ast.AST]:
+    """The nodes that run when a module is imported."""
+    for node in ast.iter_child_nodes(tree):
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            yield node
+            yield from outside_functions(node)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_run_one_way(name: str) -> None:
+    for target in imports(ast.walk(ast.parse(MODULES[name].read_text("utf-8")))):
+        if target.split(".")[0] == "fastconv":
+            inner = target.removeprefix("fastconv").removeprefix(".")
+            assert row(inner) <= row(name), f"{name or 'fastconv'} imports {target}, which builds on it"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if row(name) < row("cli")])
+def test_optional_packages_are_imported_on_use(name: str) -> None:
+    tree = ast.parse(MODULES[name].read_text("utf-8"))
+    roots = {target.split(".")[0] for target in imports(outside_functions(tree))}
+    assert roots <= CORE | {"fastconv"} | set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "jit"])
+def test_numba_is_configured_in_one_module(name: str) -> None:
+    for node in ast.walk(ast.parse(MODULES[name].read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "numba":
+            assert not COMPILERS & {alias.name for alias in node.names}, f"line {node.lineno}: use fastconv.jit"
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("numba", "nb"):
+            assert node.attr not in COMPILERS, f"line {node.lineno}: use fastconv.jit"
+
+
+def run(code: str, cache: Path) -> str:
+    """Output of a new interpreter that has no compiled kernels on disk."""
+    env = os.environ | {"PYTHONPATH": str(PACKAGE.parent), "NUMBA_CACHE_DIR": str(cache)}
+    return subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True).stdout
+
+
+def test_importing_fastconv_imports_nothing_optional(tmp_path: Path) -> None:
+    code = "import sys, fastconv; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    loaded = set(run(code, tmp_path).split())
+    assert "fastconv" in loaded
+    assert not loaded & {"torch", "typer", "rich", "platformdirs", "filelock", "onnx", "numba_cuda"}
+
+
+@pytest.mark.parametrize(
+    ("action", "compiles"),
+    [("import fastconv", False), ("from fastconv.reference import pooling; pooling(Pool('max', 2), x)", True),
+     ("from fastconv.cpu import direct; direct.make(parse('n1c1h3w3k1r3s3'), dict(rows=4, vectors=1), 1)", True)],
+    ids=["import", "function", "kernel"],
+)  # fmt: skip
+def test_importing_fastconv_compiles_nothing(action: str, compiles: bool, tmp_path: Path) -> None:
+    lines = ["import numpy, numba", "from numba.core import event", "x = numpy.ones((1, 1, 2, 2))"]
+    lines += ["with event.install_recorder('numba:run_pass') as recorder:"]
+    if compiles:
+        lines += ["    from fastconv.descriptor import parse", "    from fastconv.problem import Pool"]
+    code = "\n".join([*lines, f"    {action}", "print(len(recorder.buffer))"])
+    assert (int(run(code, tmp_path)) > 0) == compiles

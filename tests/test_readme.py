@@ -1,0 +1,42 @@
+"""README's Python runs as it stands and gives what its comments say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+@pytest.fixture(scope="module")
+def ran() -> dict:
+    names: dict = {}
+    for block in re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.M | re.S):
+        exec(compile(block, str(README), "exec"), names)
+    return names
+
+
+def test_shapes_are_those_of_the_comments(ran):
+    assert ran["x"].shape == ran["blurred"].shape == (1, 3, 512, 512)
+    assert ran["edges"].shape == (1, 2, 512, 512)
+    assert ran["features"].shape == (1, 64, 256, 256)
+    assert ran["pooled"].shape == (1, 64, 128, 128)
+
+
+def test_a_blur_keeps_the_mean_away_from_the_border(ran):
+    inside = np.s_[:, :, 16:-16, 16:-16]
+    np.testing.assert_allclose(ran["blurred"][inside].mean(), ran["x"][inside].mean(), rtol=1e-3)
+
+
+def test_results_keep_the_memory_format(ran):
+    for name in ("blurred", "features", "pooled"):
+        assert ran[name].transpose(0, 2, 3, 1).flags.c_contiguous, name
+
+
+def test_the_two_commands_are_there():
+    text = README.read_text()
+    assert '\npython -m pip install ".[cli]" && fastconv tune resnet50\n' in text
+    assert '\npython -m pip install ".[test]" && pytest\n' in text
