@@ -6,8 +6,8 @@ between them in which the last one's threads fall asleep; so a slow moment of th
 
 Environment of the processes: ``OMP_NUM_THREADS``, ``NUMBA_NUM_THREADS`` and ``MKL_NUM_THREADS`` are the
 requested threads. ``OMP_WAIT_POLICY`` is left alone: within a sample threads should spin, as they would in
-a network. GNU OpenMP then stops spinning after some milliseconds; Intel's and LLVM's would after 200, so
-``KMP_BLOCKTIME`` is set to `BLOCK_MS`, less than the pause.
+a network. GNU OpenMP and ONNX Runtime stop spinning after some tens of milliseconds, less than the pause;
+Intel's and LLVM's OpenMP would after 200, so ``KMP_BLOCKTIME`` is set to `BLOCK_MS`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fastconv.descriptor import parse
 from fastconv.problem import Problem
 
 BLOCK_MS = 10
-PAUSE_S = 0.025
+PAUSE_S = 0.06
 _TIMING_S = 100e-6  # calls are timed in groups of at least this long
 _CALLS = 5  # timings in a sample
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -104,6 +105,13 @@ def make(problem: Problem, name: str, params: dict[str, int], threads: int = 1):
 
 def empty(problem: Problem, fill: float = np.nan, dtype: str | None = None) -> np.ndarray:
     return as_format(np.full(problem.out_shape, fill, dtype or problem.dtype), problem.memory_format)
+
+
+def test_what_no_algorithm_computes_is_refused() -> None:
+    backward = replace(SELECTION[0], direction="backward_input")
+    assert algorithms.supporting(backward) == []
+    with pytest.raises(ValueError, match="no algorithm is registered for the conv_backward_input of n2c5h9w7"):
+        algorithms.candidates(backward)
 
 
 def run_guarded(problem: ConvProblem, name: str, params: dict[str, int], threads: int, end: bool) -> np.ndarray:

@@ -14,7 +14,7 @@ from support import POOL_PROBLEMS, PROBLEMS, images, make_arrays
 
 from fastconv.descriptor import parse
 from fastconv.problem import ConvProblem, Pool, PoolProblem
-from fastconv.reference import convolve, make, pooling, unsupported
+from fastconv.reference import convolve, make, pooling
 
 EXACT = {"rtol": 1e-11, "atol": 1e-12}
 CONVOLUTIONS = [replace(p, dtype="float64") for p in PROBLEMS]
@@ -174,11 +174,6 @@ def test_the_first_layer_of_alexnet_has_55_x_55_x_96_outputs() -> None:
     assert out.shape == problem.out_shape == (1, 96, 55, 55)
     corner = (x[0, :, 216:, 216:].astype(float) * weight[95]).sum()
     np.testing.assert_allclose(out[0, 95, 54, 54], corner, **EXACT)
-
-
-def test_only_the_forward_direction_is_supported() -> None:
-    assert unsupported(PROBLEMS[0]) is None
-    assert "forward" in unsupported(replace(PROBLEMS[0], direction="backward_input"))
 
 
 def test_the_packed_weights_are_a_copy() -> None:

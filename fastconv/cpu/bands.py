@@ -11,7 +11,7 @@ from fastconv.cpu.host import host
 from fastconv.cpu.kernel import ConvKernel, Geometry, Packed, Params, fields, record, split
 from fastconv.cpu.pack import filter_blocks, pack_filters, pack_rows, packing_ns, row_strides
 from fastconv.cpu.tiles import per_tile_ns, step_ns
-from fastconv.cpu.windows import window_record
+from fastconv.cpu.windows import pooling, window_record
 from fastconv.jit import source_stamp
 from fastconv.problem import ConvProblem
 
@@ -60,14 +60,12 @@ class _Bands(ConvKernel):
     block: int  # filters of a register tile
     layout_copies = "input, padded, a band of rows at a time"
 
-    def __init__(
-        self, problem: ConvProblem, params: Params, threads: int, compiled: Callable, pooling: Callable
-    ) -> None:
+    def __init__(self, problem: ConvProblem, params: Params, threads: int, compiled: Callable) -> None:
         super().__init__(problem, params, threads)
         self.rows, self.vectors = params["rows"], params["vectors"]
         self.channel_block = params["channels"]
         self.function = compiled(self.rows, self.vectors, self.item, self.lanes, source_stamp())
-        self.pooling = pooling(self.item, source_stamp()) if problem.pool else None
+        self.pooling = pooling(self.item, self.lanes, source_stamp()) if problem.pool else None
         self.span_h = (problem.kernel_size[0] - 1) * problem.dilation[0] + 1
         self.span_w = (problem.kernel_size[1] - 1) * problem.dilation[1] + 1
 
@@ -115,10 +113,8 @@ class _Bands(ConvKernel):
 class PixelRows(_Bands):
     """Channels-last: pixels are the rows of a register tile, filters its vectors."""
 
-    def __init__(
-        self, problem: ConvProblem, params: Params, threads: int, compiled: Callable, pooling: Callable
-    ) -> None:
-        super().__init__(problem, params, threads, compiled, pooling)
+    def __init__(self, problem: ConvProblem, params: Params, threads: int, compiled: Callable) -> None:
+        super().__init__(problem, params, threads, compiled)
         self.block = self.vectors * self.lanes
         self.width = (problem.conv_size[1] - 1) * problem.stride[1] + self.span_w
 
@@ -159,10 +155,8 @@ class PixelRows(_Bands):
 class PixelVectors(_Bands):
     """Contiguous: filters are the rows of a register tile, pixels its vectors."""
 
-    def __init__(
-        self, problem: ConvProblem, params: Params, threads: int, compiled: Callable, pooling: Callable
-    ) -> None:
-        super().__init__(problem, params, threads, compiled, pooling)
+    def __init__(self, problem: ConvProblem, params: Params, threads: int, compiled: Callable) -> None:
+        super().__init__(problem, params, threads, compiled)
         self.block = self.rows
         (sh, sw), (dh, dw), (R, S) = problem.stride, problem.dilation, problem.kernel_size
         self.phases_h = max(r * dh % sh for r in range(R)) + 1

@@ -24,77 +24,12 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
+from fastconv.cpu.emit import Emitter
 from fastconv.cpu.host import host
 
-_I1, _I8, _I32, _I64 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64)
-_ELEMENT = {4: ir.FloatType(), 8: ir.DoubleType()}
-
-
-class _Emitter:
-    """IR for the vectors of one element type: loads, stores, broadcasts, multiply-add."""
-
-    def __init__(self, builder: ir.IRBuilder, itemsize: int, lanes: int) -> None:
-        self.builder, self.itemsize, self.lanes = builder, itemsize, lanes
-        self.scalar = _ELEMENT[itemsize]
-        self.vector = ir.VectorType(self.scalar, lanes)
-        self.suffix = f"v{lanes}f{8 * itemsize}"
-        # Without the instruction, llvm.fma would be a library call per lane.
-        self.fma = self._declare("fma" if host().fma else "fmuladd", [self.vector] * 3)
-
-    def _declare(self, name: str, arguments: list) -> Any:
-        # llvmlite's declare_intrinsic refuses vector types, so the name is spelled out.
-        kind = ir.FunctionType(self.vector, arguments)
-        return cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.{name}.{self.suffix}")
-
-    def constant(self, value: float) -> ir.Constant:
-        return ir.Constant(self.vector, [value] * self.lanes)
-
-    def pointer(self, address: Any) -> Any:
-        return self.builder.inttoptr(address, self.scalar.as_pointer())
-
-    def at(self, pointer: Any, *offsets: Any) -> Any:
-        """`pointer` moved by a sum of offsets in elements."""
-        for offset in offsets:
-            pointer = self.builder.gep(pointer, [offset])
-        return pointer
-
-    def load(self, pointer: Any) -> Any:
-        as_vector = self.builder.bitcast(pointer, self.vector.as_pointer())
-        return self.builder.load(as_vector, align=self.itemsize)
-
-    def store(self, value: Any, pointer: Any) -> None:
-        as_vector = self.builder.bitcast(pointer, self.vector.as_pointer())
-        self.builder.store(value, as_vector, align=self.itemsize)
-
-    def store_first(self, value: Any, pointer: Any, count: Any) -> None:
-        """Store the first `count` lanes (none if it is not positive)."""
-        b, integers = self.builder, ir.VectorType(_I64, self.lanes)
-        index = ir.Constant(integers, list(range(self.lanes)))
-        mask = b.icmp_signed("<", index, self.splat(count, integers))
-        as_vector = b.bitcast(pointer, self.vector.as_pointer())
-        kind = ir.FunctionType(ir.VoidType(), [self.vector, as_vector.type, _I32, mask.type])
-        name = f"llvm.masked.store.{self.suffix}.p0"
-        b.call(cgutils.get_or_insert_function(b.module, kind, name), [value, as_vector, _I32(self.itemsize), mask])
-
-    def splat(self, scalar: Any, kind: ir.VectorType | None = None) -> Any:
-        kind = kind or self.vector
-        undefined = ir.Constant(kind, ir.Undefined)
-        one = self.builder.insert_element(undefined, scalar, _I32(0))
-        zeros = ir.Constant(ir.VectorType(_I32, self.lanes), [0] * self.lanes)
-        return self.builder.shuffle_vector(one, undefined, zeros)
-
-    def broadcast(self, pointer: Any) -> Any:
-        return self.splat(self.builder.load(pointer, align=self.itemsize))
-
-    def activate(self, value: Any, slope: Any, low: Any, high: Any) -> Any:
-        """x < 0 ? slope*x : x, clamped to [low, high]; comparisons are ordered, so NaN passes through."""
-        b = self.builder
-        value = b.select(b.fcmp_ordered("<", value, self.constant(0.0)), b.fmul(value, slope), value)
-        value = b.select(b.fcmp_ordered("<", value, low), low, value)
-        return b.select(b.fcmp_ordered(">", value, high), high, value)
+_I64 = ir.IntType(64)
 
 
 @intrinsic(prefer_literal=True)
@@ -130,14 +65,14 @@ def contract(
     signature = types.void(*[word] * 16, ROWS, VECS, ITEM, A_VECTOR)
 
     def codegen(context, builder, _signature, args):
-        emit = _Emitter(builder, itemsize, host().lanes(itemsize))
+        emit = Emitter(builder, itemsize, host().lanes(itemsize))
         _emit_contract(emit, args[:16], n_rows, n_vecs, bool(a_vector))
         return context.get_dummy_value()
 
     return signature, codegen
 
 
-def _emit_contract(emit: _Emitter, args: list, n_rows: int, n_vecs: int, a_vector: bool) -> None:
+def _emit_contract(emit: Emitter, args: list, n_rows: int, n_vecs: int, a_vector: bool) -> None:
     (a, a_row, a_step, b, b_step, taps, n_taps, n_steps, init, init_row, init_vector,
      out, out_row, rows, lanes, epilogue) = args  # fmt: skip
     bld = emit.builder
@@ -217,7 +152,7 @@ def _multiply_add(emit, acc, a_ptr, a_offset, b_ptr, vector, a_vector):
     return total
 
 
-def _activated(emit: _Emitter, total: dict, epilogue: Any) -> dict:
+def _activated(emit: Emitter, total: dict, epilogue: Any) -> dict:
     """The tile after the activation, or as it was where `epilogue` is a null address."""
     bld = emit.builder
     plain = bld.block

@@ -14,7 +14,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastconv.cpu.contract import _Emitter
+from fastconv.cpu.emit import Emitter
 from fastconv.cpu.host import host
 
 SUM, SQUARES, MAX, ARGMAX = range(4)
@@ -83,7 +83,7 @@ def reduce_taps(
 
     def codegen(context, builder, _signature, args):
         x, row_step, rows, column_step, columns, gap, out, lanes, op, divisor, *index = args[:14]
-        emit = _Emitter(builder, itemsize, host().lanes(itemsize))
+        emit = Emitter(builder, itemsize, host().lanes(itemsize))
         window, result = (x, row_step, rows, column_step, columns), (out, lanes, divisor)
         twice = builder.icmp_signed("==", gap, _I64(2))
         for each in (SUM, SQUARES, MAX, ARGMAX):
@@ -113,7 +113,7 @@ def reduce_run(typingctx, x, row_step, rows, count, op, ITEM):
 
     def codegen(context, builder, _signature, args):
         x, row_step, rows, count, op = args[:5]
-        emit = _Emitter(builder, itemsize, host().lanes(itemsize))
+        emit = Emitter(builder, itemsize, host().lanes(itemsize))
         with builder.goto_entry_block():
             result = builder.alloca(emit.scalar)
         for each in (SUM, SQUARES, MAX):
@@ -128,7 +128,7 @@ def reduce_run(typingctx, x, row_step, rows, count, op, ITEM):
 class _Reduction:
     """IR of one case of `reduce_taps`; accumulators are stack slots that LLVM turns into registers."""
 
-    def __init__(self, emit: _Emitter, op: int, vectors: int, masked: bool) -> None:
+    def __init__(self, emit: Emitter, op: int, vectors: int, masked: bool) -> None:
         self.emitter, self.op, self.masked = emit, op, masked
         self.offsets = [v * emit.lanes for v in range(vectors)]
         self.integers = ir.VectorType(_I64, emit.lanes)
@@ -158,7 +158,7 @@ class _Reduction:
                     self._add(value, total)
         self._store_all(emit, [self._divided(bld.load(v), divisor) for v in values], out, lanes)
         # Stored as doubles of the same bits: the emitter knows floats only.
-        bits = _Emitter(bld, 8, emit.lanes)
+        bits = Emitter(bld, 8, emit.lanes)
         self._store_all(bits, [bld.bitcast(bld.load(p), bits.vector) for p in places], indices, lanes)
 
     def run(self, x: Any, row_step: Any, rows: Any, count: Any) -> Any:
@@ -252,7 +252,7 @@ class _Reduction:
         load = cgutils.get_or_insert_function(bld.module, kind, f"llvm.masked.load.{emit.suffix}.p0")
         return bld.call(load, [as_vector, _I32(emit.itemsize), mask, self.empty])
 
-    def _store_all(self, emit: _Emitter, values: list, address: Any, lanes: Any) -> None:
+    def _store_all(self, emit: Emitter, values: list, address: Any, lanes: Any) -> None:
         for offset, value in zip(self.offsets, values, strict=False):
             pointer = emit.at(emit.pointer(address), _I64(offset))
             if self.masked:

@@ -25,8 +25,7 @@ from fastconv.cpu.contract import contract
 from fastconv.cpu.kernel import ConvKernel, Params
 from fastconv.cpu.memory import call, copy, fill, move
 from fastconv.cpu.tiles import menu
-from fastconv.cpu.windows import pool_rows
-from fastconv.jit import address_kernel, inline, job_kernel
+from fastconv.jit import inline, job_kernel
 from fastconv.problem import ConvProblem
 
 cost = bands.cost
@@ -54,8 +53,8 @@ def space(problem: ConvProblem) -> list[Params]:
 def make(problem: ConvProblem, params: Params, threads: int) -> ConvKernel:
     """Compile or load the kernel."""
     if params["pixel_vectors"]:
-        return bands.PixelVectors(problem, params, threads, _pixel_vectors, _pooling)
-    return bands.PixelRows(problem, params, threads, _pixel_rows, _pooling)
+        return bands.PixelVectors(problem, params, threads, _pixel_vectors)
+    return bands.PixelRows(problem, params, threads, _pixel_rows)
 
 
 @inline
@@ -84,7 +83,7 @@ def _finish(g, maps, map_row, map_column, map_filter, filters, out, first, last,
         origin = maps - ITEM * top * map_row
         call(
             g.pool, (origin, map_row, map_column, map_filter, g.conv_height, g.conv_width, filters,
-                     out, g.out_row, g.out_column, g.out_filter, first, last, g.window),
+                     out, g.out_row, g.out_column, g.out_filter, 0, first, last, g.window),
         )  # fmt: skip
     else:
         for row in range(first, last):
@@ -134,22 +133,6 @@ def _pad_vectors(x, g, top, bottom, channels, panel, ITEM):
                 source += ITEM * (begin * g.stride_w + pw - g.left) * g.x_column
                 copy(source, g.stride_w * g.x_column, target + ITEM * begin, end - begin, ITEM)
                 fill(target + ITEM * end, g.pitch - end, 0.0, ITEM)
-
-
-@cache
-def _pooling(ITEM: int, stamp: str) -> Any:
-    """`pool_rows` as a C function of its own, so that it is not compiled again for each register tile."""
-
-    @address_kernel(14)
-    def pool(x, x_row, x_column, x_channel, height, width, channels, out, out_row, out_column, out_channel,
-             first, last, window):  # fmt: skip
-        _ = stamp
-        pool_rows(
-            x, x_row, x_column, x_channel, height, width, channels, out, out_row, out_column, out_channel,
-            0, first, last, window, ITEM,
-        )  # fmt: skip
-
-    return pool
 
 
 @cache

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fastconv import algorithms
+from fastconv.arrays import empty
 from fastconv.problem import ConvProblem, Problem
 
 Key = TypeVar("Key", bound=Hashable)
@@ -71,23 +72,16 @@ class Timing:
         return sorted(self.samples)[:3][-1] / self.best_ns - 1
 
 
-def _image(shape: tuple[int, ...], dtype: Any, memory_format: str) -> np.ndarray:
-    n, c, h, w = shape
-    if memory_format == "channels_last":
-        return np.empty((n, h, w, c), dtype).transpose(0, 3, 1, 2)
-    return np.empty(shape, dtype)
-
-
 def workload(problem: Problem, seed: int = 0) -> Workload:
     """Random arrays for a problem: normally distributed, weights scaled so that the results are too."""
     random = np.random.default_rng(seed)
-    x = _image(problem.in_shape, problem.dtype, problem.memory_format)
+    x = empty(problem.in_shape, problem.dtype, problem.memory_format)
     x[...] = random.standard_normal(x.shape, np.dtype(problem.dtype))
-    out = _image(problem.out_shape, problem.dtype, problem.memory_format)
+    out = empty(problem.out_shape, problem.dtype, problem.memory_format)
     if not isinstance(problem, ConvProblem):
         if problem.pool.mode == "lp":
             np.abs(x, out=x)  # a negative sum of odd powers has no root
-        indices = _image(problem.out_shape, np.int64, problem.memory_format) if problem.return_indices else None
+        indices = empty(problem.out_shape, np.int64, problem.memory_format) if problem.return_indices else None
         return Workload(x, out, indices=indices)
     weight = random.standard_normal(problem.weight_shape, np.dtype(problem.dtype))
     weight /= math.sqrt(math.prod(problem.weight_shape[1:]))
