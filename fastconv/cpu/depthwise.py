@@ -1,12 +1,13 @@
-"""Depthwise and small-group convolution: every lane of a vector is its own group.
+"""Depthwise convolution and small groups.
 
-With one or a few channels in a group, a vector of filters that share a broadcast input would be mostly
-empty. Channels-last, the input is therefore a vector too: a job copies a padded band of rows to scratch,
-for a block of filters, such that plane j holds under each filter the j-th channel of its group; the
-microkernel multiplies vector by vector. With one filter for each channel that copy is a plain one.
+With one channel in a group, a vector of filters that share a broadcast input would be mostly empty.
+Channels-last, the input of a depthwise convolution is therefore a vector too: the microkernel multiplies
+vectors of neighbouring channels where they lie, over the taps that fall inside the image
+(`geometry.lines`), with no workspace.
 
-Contiguous (NCHW), vectors are pixels and groups cost nothing: the kernel is that of `tiled`, with
-register tiles of as few rows as a group has filters.
+Where vectors are pixels, groups cost nothing. So contiguous (NCHW) images, and groups of a few channels or
+filters in either format, have the kernel of `tiled` in its form with pixel vectors, with register tiles of
+as few rows as a group has filters.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ from numba import carray
 
 from fastconv.cpu import bands, tiled
 from fastconv.cpu.contract import contract
+from fastconv.cpu.geometry import lines
 from fastconv.cpu.host import host
 from fastconv.cpu.kernel import ConvKernel, Geometry, Packed, Params, fields, record, split
-from fastconv.cpu.memory import copy, fill, get, put
+from fastconv.cpu.memory import ints
 from fastconv.cpu.tiles import FMA_NS, per_tile_ns
-from fastconv.jit import inline, job_kernel, source_stamp
+from fastconv.jit import job_kernel, source_stamp
 from fastconv.problem import ConvProblem
 
 GEOMETRY = fields(
-    "x_batch", "x_channel", "x_row", "x_column", "out_batch", "out_row", "out_column", "in_height", "in_width",
-    "out_height", "out_width", "filters", "group_channels", "group_filters", "stride_h", "stride_w", "top", "left",
-    "span_h", "panel_width", "panel_plane", "taps", "n_taps", "height", "bands", "blocks", "epilogue",
+    "lines", "line_count", "lines_per_job", "line_jobs", "taps", "blocks", "channels",
+    "x_batch", "x_step", "out_batch", "epilogue",
 )  # fmt: skip
 
-_MOST_CHANNELS = 8  # of a group: beyond, the planes no longer fit in cache
+_MOST_CHANNELS = 8  # of a group: beyond, filters fill enough of a vector
 _ROW_TILES = {32: [(7, 2), (4, 4), (14, 1)], 16: [(4, 2), (7, 1), (2, 4)]}
 _VECTOR_TILES = {32: [(1, 8), (2, 8), (4, 4)], 16: [(1, 8), (2, 4), (4, 2)]}
 
@@ -43,72 +44,40 @@ def unsupported(problem: ConvProblem) -> str | None:
     channels = problem.in_channels // problem.groups
     if problem.groups == 1:
         return "it has one group"
-    if channels > _MOST_CHANNELS:
-        return f"its groups have {channels} channels, more than {_MOST_CHANNELS}"
-    if problem.pool and problem.memory_format == "channels_last":
-        return "it does not pool channels-last"
-    return None
+    return f"its groups have {channels} channels, more than {_MOST_CHANNELS}" if channels > _MOST_CHANNELS else None
 
 
 def space(problem: ConvProblem) -> list[Params]:
-    """Register tiles that suit vectors of channels, or rows of few filters."""
-    if problem.memory_format == "channels_last":
-        return [{"rows": rows, "vectors": vectors} for rows, vectors in _ROW_TILES[host().registers]]
+    """Register tiles that suit vectors of channels, where there are enough, and rows of few filters."""
     channels, filters = problem.in_channels // problem.groups, problem.out_channels // problem.groups
-    fitting = [tile for tile in _VECTOR_TILES[host().registers] if tile[0] <= filters]
-    return [{"rows": rows, "vectors": vectors, "channels": channels, "pixel_vectors": 1} for rows, vectors in fitting]
+    lanes = host().lanes(problem.itemsize)
+    found = []
+    if problem.memory_format == "channels_last" and channels == filters == 1 and not problem.pool:
+        tiles = [tile for tile in _ROW_TILES[host().registers] if tile[1] * lanes <= problem.groups]
+        found = [{"rows": rows, "vectors": vectors, "channels": 1, "pixel_vectors": 0} for rows, vectors in tiles]
+    tiles = [tile for tile in _VECTOR_TILES[host().registers] if tile[0] <= filters]
+    return found or [
+        {"rows": rows, "vectors": vectors, "channels": channels, "pixel_vectors": 1} for rows, vectors in tiles
+    ]
 
 
 def cost(problem: ConvProblem, params: Params) -> float:
     """Predicted nanoseconds on one thread."""
-    if problem.memory_format == "contiguous":
+    if params["pixel_vectors"]:
         return bands.cost(problem, params)
     rows, vectors = params["rows"], params["vectors"]
     height, width = problem.conv_size
-    blocks = -(-problem.out_channels // (vectors * host().lanes(problem.itemsize)))
-    length = math.prod(problem.weight_shape[1:])
-    tiles = height * -(-width // rows) * blocks
-    copies = 0.1 if problem.in_channels == problem.groups == problem.out_channels else 1.0
-    copied = copies * math.prod(problem.in_size) * problem.out_channels * problem.weight_shape[1]
-    each = tiles * (length * FMA_NS * (rows * vectors + vectors) * 1.2 + per_tile_ns(rows, vectors))
-    return problem.batch * (each + copied)
+    tiles = height * -(-width // rows) * -(-problem.out_channels // (vectors * host().lanes(problem.itemsize)))
+    taps = math.prod(problem.kernel_size)
+    each = taps * FMA_NS * (rows * vectors + vectors) * 1.2 + per_tile_ns(rows, vectors)
+    return problem.batch * tiles * each
 
 
 def make(problem: ConvProblem, params: Params, threads: int) -> ConvKernel:
     """Compile or load the kernel."""
-    if problem.memory_format == "contiguous":
+    if params["pixel_vectors"]:
         return tiled.make(problem, params, threads)
     return Depthwise(problem, params, threads)
-
-
-@inline
-def _plane(source, x_channel, target, first, count, j, g, ITEM):
-    """Channel j of the groups that `count` filters from `first` on belong to, for one pixel."""
-    if g.group_channels == 1 and g.group_filters == 1:
-        copy(source + ITEM * first * x_channel, x_channel, target, count, ITEM)
-    else:
-        for k in range(count):
-            channel = (first + k) // g.group_filters * g.group_channels + j
-            put(target, k, get(source, channel * x_channel, ITEM), ITEM)
-
-
-@inline
-def _pad(x, g, top, rows, first, count, BLOCK, panel, ITEM):
-    """Input rows of a band as (plane, row, column, filter), with padding and zeros after the last filter."""
-    left, right = min(g.panel_width, g.left), min(g.panel_width, g.left + g.in_width)
-    for j in range(g.group_channels):
-        for i in range(rows):
-            row, target = top + i, panel + ITEM * (j * g.panel_plane + i * g.panel_width * BLOCK)
-            if row < 0 or row >= g.in_height:
-                fill(target, g.panel_width * BLOCK, 0.0, ITEM)
-                continue
-            fill(target, left * BLOCK, 0.0, ITEM)
-            fill(target + ITEM * right * BLOCK, (g.panel_width - right) * BLOCK, 0.0, ITEM)
-            for column in range(left, right):
-                at = target + ITEM * column * BLOCK
-                source = x + ITEM * (row * g.x_row + (column - g.left) * g.x_column)
-                _plane(source, g.x_channel, at, first, count, j, g, ITEM)
-                fill(at + ITEM * count, BLOCK - count, 0.0, ITEM)
 
 
 @cache
@@ -119,73 +88,54 @@ def _compiled(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
     def depthwise(x, weight, bias, out, scratch, geometry, index):
         _ = stamp
         g = carray(geometry, 1)[0]
-        block, rest = index % g.blocks, index // g.blocks
-        first, n = rest % g.bands * g.height, rest // g.bands
-        last = min(first + g.height, g.out_height)
-        filters = min(BLOCK, g.filters - block * BLOCK)
-        top, rows = first * g.stride_h - g.top, (last - first - 1) * g.stride_h + g.span_h
-        _pad(x + ITEM * n * g.x_batch, g, top, rows, block * BLOCK, filters, BLOCK, scratch, ITEM)
-        w = weight + ITEM * block * g.n_taps * g.group_channels * BLOCK
-        for row in range(first, last):
-            a = scratch + ITEM * (row - first) * g.stride_h * g.panel_width * BLOCK
-            o = out + ITEM * (n * g.out_batch + row * g.out_row + block * BLOCK)
-            for p in range(0, g.out_width, ROWS):
-                contract(
-                    a + ITEM * p * g.stride_w * BLOCK, g.stride_w * BLOCK, g.panel_plane, w, BLOCK,
-                    g.taps, g.n_taps, g.group_channels, bias + ITEM * block * BLOCK, 0, LANES,
-                    o + ITEM * p * g.out_column, g.out_column, min(ROWS, g.out_width - p), filters, g.epilogue,
-                    ROWS, VECS, ITEM, 1,
-                )  # fmt: skip
+        first_line, n = index % g.line_jobs * g.lines_per_job, index // g.line_jobs
+        last_line = min(first_line + g.lines_per_job, g.line_count)
+        table = ints(g.lines, g.line_count, 8)
+        for block in range(g.blocks):
+            # The last block moves back onto channels already done, which get the same values again.
+            c = min(block * BLOCK, g.channels - BLOCK)
+            for line in range(first_line, last_line):
+                x_line, out_line, pixels, x_row, out_row, tap, n_taps, steps = table[line]
+                for p in range(0, pixels, ROWS):
+                    contract(
+                        x + ITEM * (n * g.x_batch + x_line + p * x_row + c), x_row, g.x_step,
+                        weight + ITEM * c, g.channels, g.taps + 16 * tap, n_taps, steps, bias + ITEM * c, 0, LANES,
+                        out + ITEM * (n * g.out_batch + out_line + p * out_row + c), out_row,
+                        min(ROWS, pixels - p), BLOCK, g.epilogue, ROWS, VECS, ITEM, 1,
+                    )  # fmt: skip
 
     return depthwise
 
 
 class Depthwise(ConvKernel):
-    """Channels-last depthwise and small-group convolution."""
-
-    layout_copies = "input, padded, a band of rows at a time"
+    """Channels-last depthwise convolution, one filter for each channel."""
 
     def __init__(self, problem: ConvProblem, params: Params, threads: int) -> None:
         super().__init__(problem, params, threads)
-        self.block = params["vectors"] * self.lanes
-        self.function = _compiled(params["rows"], params["vectors"], self.item, self.lanes, source_stamp())
+        self.rows, self.block = params["rows"], params["vectors"] * self.lanes
+        self.function = _compiled(self.rows, params["vectors"], self.item, self.lanes, source_stamp())
 
     def pack(self, weight: np.ndarray, bias: np.ndarray | None) -> Packed:
-        """(K, C/groups, R, S) -> (filter block, R, S, C/groups, block), and the bias in blocks."""
-        filters, channels, height, width = weight.shape
-        blocks = -(-filters // self.block)
-        padded = np.zeros((blocks * self.block, channels, height, width), weight.dtype)
-        padded[:filters] = weight
-        packed = padded.reshape(blocks, self.block, channels, height, width).transpose(0, 3, 4, 2, 1)
-        start = np.zeros(blocks * self.block, weight.dtype)
-        if bias is not None:
-            start[:filters] = bias
-        return Packed(np.ascontiguousarray(packed).reshape(-1), start)
+        """(C, 1, R, S) -> (R, S, C)."""
+        packed = np.ascontiguousarray(weight.transpose(2, 3, 1, 0)).reshape(-1)
+        return Packed(packed, np.zeros(len(weight), weight.dtype) if bias is None else np.ascontiguousarray(bias))
+
+    def reads(self, x: tuple[int, ...]) -> bool:
+        return x[1] == 1
 
     def writes(self, out: tuple[int, ...]) -> bool:
         return out[1] == 1
 
     def geometry(self, x: tuple[int, ...], out: tuple[int, ...]) -> Geometry:
-        p, channels = self.problem, self.problem.in_channels // self.problem.groups
-        (sh, sw), (dh, dw), (R, S), (height, width) = p.stride, p.dilation, p.kernel_size, p.conv_size
-        span_h, panel_width = (R - 1) * dh + 1, (width - 1) * sw + (S - 1) * dw + 1
-        row = panel_width * self.block
-        row_bytes = sh * row * channels * self.item
-        blocks = -(-p.out_channels // self.block)
-        band, _ = split(height, width, 1, p.batch * blocks, row_bytes, self.wanted_jobs(2))
-        plane = ((band - 1) * sh + span_h) * row
-        taps = [
-            ((r * dh * panel_width + s * dw) * self.block, (r * S + s) * channels * self.block)
-            for r in range(R)
-            for s in range(S)
-        ]
-        bands = -(-height // band)
+        p = self.problem
+        found = lines(p, x, out, p.out_channels, self.rows, merged=True)
+        count = len(found.lines)
+        line_bytes = math.prod(p.in_shape[1:]) * self.item // count
+        per_job, _ = split(count, math.prod(p.conv_size) // count, 1, p.batch, line_bytes, self.wanted_jobs(4))
+        line_jobs = -(-count // per_job)
         return record(
-            GEOMETRY, p.batch * blocks * bands, channels * plane * self.item, {"taps": np.array(taps, np.int64)},
-            x_batch=x[0], x_channel=x[1], x_row=x[2], x_column=x[3],
-            out_batch=out[0], out_row=out[2], out_column=out[3], in_height=p.in_size[0], in_width=p.in_size[1],
-            out_height=height, out_width=width, filters=p.out_channels, group_channels=channels,
-            group_filters=p.out_channels // p.groups, stride_h=sh, stride_w=sw, top=p.padding[0][0],
-            left=p.padding[1][0], span_h=span_h, panel_width=panel_width, panel_plane=plane, n_taps=len(taps),
-            height=band, bands=bands, blocks=blocks, epilogue=self.epilogue_address,
+            GEOMETRY, p.batch * line_jobs, 0, {"lines": found.lines, "taps": found.taps},
+            line_count=count, lines_per_job=per_job, line_jobs=line_jobs, blocks=-(-p.out_channels // self.block),
+            channels=p.out_channels, x_batch=x[0], x_step=p.dilation[1] * x[3], out_batch=out[0],
+            epilogue=self.epilogue_address,
         )  # fmt: skip

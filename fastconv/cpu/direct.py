@@ -117,7 +117,8 @@ class Direct(ConvKernel):
     def geometry(self, x_strides: tuple[int, ...], out_strides: tuple[int, ...]) -> Geometry:
         p = self.problem
         channels = p.in_channels // p.groups
-        found = lines(p, x_strides, out_strides, self.block, self.rows)
+        merged = p.groups == p.dilation[1] == x_strides[1] == 1 and x_strides[3] == channels
+        found = lines(p, x_strides, out_strides, self.block, self.rows, merged)
         count = len(found.lines)
         images = p.batch * p.groups
         pixels, line_bytes = math.prod(p.conv_size) // max(1, count), math.prod(p.in_shape[1:]) * self.item // count

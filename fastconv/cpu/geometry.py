@@ -88,7 +88,7 @@ class Lines:
     taps: np.ndarray
 
 
-def lines(problem: ConvProblem, x_strides: tuple, out_strides: tuple, block: int, tile: int) -> Lines:
+def lines(problem: ConvProblem, x_strides: tuple, out_strides: tuple, block: int, tile: int, merged: bool) -> Lines:
     """Cover the output map with lines whose taps all lie inside the input.
 
     Parameters
@@ -101,15 +101,16 @@ def lines(problem: ConvProblem, x_strides: tuple, out_strides: tuple, block: int
     tile : int
         Pixels per register tile: narrow rectangles are walked downwards, long lines are cut into
         pieces of a few tiles.
+    merged : bool
+        Whether the taps of one filter row are evenly spaced in memory like the steps of the sum over
+        channels, so that both are one loop.
     """
     channels = problem.in_channels // problem.groups
-    _, step_x, high_x, wide_x = x_strides
+    _, _, high_x, wide_x = x_strides
     _, _, high_o, wide_o = out_strides
     (sh, sw), (dh, dw) = problem.stride, problem.dilation
     S = problem.kernel_size[1]
     row_segments, column_segments = axes(problem)
-    # Taps of one filter row are neighbours in memory: their sum and that over channels are one loop.
-    merged = problem.groups == 1 and dw == 1 and step_x == 1 and wide_x == channels
     table: list[tuple] = []
     taps: list[tuple[int, int]] = []
     for rows, columns in product(row_segments, column_segments):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fastconv.arrays import empty
 from fastconv.cpu.host import host
 from fastconv.cpu.launch import conv_launcher, execute, usable_threads, workspace, workspace_size
 from fastconv.problem import LEAKY_SLOPE, ConvProblem
@@ -118,6 +119,10 @@ class Kernel(ABC):
         """Whether results can be written to an array with these strides; if not, they are copied there."""
         return True
 
+    def reads(self, x: tuple[int, ...]) -> bool:
+        """Whether an input with these strides can be read; if not, it is copied first."""
+        return True
+
     def wanted_jobs(self, per_thread: int) -> int:
         """Enough jobs to keep every thread busy to the end; one thread needs no cutting."""
         return per_thread * self.threads if self.threads > 1 else 1
@@ -130,7 +135,7 @@ class Kernel(ABC):
         return min(self.threads, geometry.jobs) * geometry.slab
 
     def launch(self, launcher: Any, x: np.ndarray, second: np.ndarray, third: np.ndarray, out: np.ndarray) -> bool:
-        """Run every job on these arrays; False, with nothing done, if `out` has strides it cannot write."""
+        """Run every job on these arrays; False, with nothing done, if they have strides it cannot take."""
         if not out.size:
             return True
         key = (x.strides, out.strides)
@@ -149,7 +154,7 @@ class Kernel(ABC):
 
     def _laid_out(self, x: tuple[int, ...], out: tuple[int, ...]) -> Geometry | None:
         x, out = (tuple(s // self.item for s in strides) for strides in (x, out))
-        return self.geometry(x, out) if self.writes(out) else None
+        return self.geometry(x, out) if self.reads(x) and self.writes(out) else None
 
     def _workspace(self, slab: int, threads: int) -> np.ndarray:
         try:
@@ -185,11 +190,10 @@ class ConvKernel(Kernel):
         Safe to call from several threads at once.
         """
         if not self.launch(self._launcher, x, packed.weight, packed.bias, out):
-            dense = np.empty_like(out, order="C")
-            if self.problem.memory_format == "channels_last":
-                dense = np.empty_like(out.transpose(0, 2, 3, 1), order="C").transpose(0, 3, 1, 2)
-            self.run(x, packed, dense)
-            np.copyto(out, dense)
+            copies = [empty(a.shape, a.dtype, self.problem.memory_format) for a in (x, out)]
+            np.copyto(copies[0], x)
+            self.launch(self._launcher, copies[0], packed.weight, packed.bias, copies[1])
+            np.copyto(out, copies[1])
 
 
 def dense_strides(shape: tuple[int, ...], format: str) -> tuple[int, ...]:
