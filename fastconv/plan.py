@@ -103,7 +103,7 @@ class Plan:
     def __init__(self, problem: ConvProblem, weight: np.ndarray, bias: np.ndarray | None, algorithm: str | None):
         self.problem = problem
         self._kernel, self.choice = kernel_for(problem, algorithm)
-        self._packed = self._kernel.pack(weight, bias)
+        self._packed = self._kernel.pack(weight.copy(), None if bias is None else bias.copy())
         self._dtype = np.dtype(problem.dtype)
         self._in_shape, self._out_shape = problem.in_shape, problem.out_shape
 

@@ -10,7 +10,8 @@ import math
 
 import numpy as np
 
-from fastconv.cpu.kernel import Packed, Params
+from fastconv.cpu.kernel import Params
+from fastconv.cpu.pack import Packed
 from fastconv.jit import jit
 from fastconv.problem import LEAKY_SLOPE, ConvProblem, Pool, PoolProblem, Problem
 
@@ -62,6 +63,10 @@ class ReferenceConv:
         """Compute `out` from `x`; both (N, C, H, W) with the problem's sizes and dtype, and any strides."""
         weight = packed.weight.reshape(self.problem.weight_shape)
         _store(convolve(self.problem, x, weight, packed.bias), out)
+
+    def convolve(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
+        """`run` with weights and bias as they are."""
+        self.run(x, self.pack(weight, bias), out)
 
 
 class ReferencePool:

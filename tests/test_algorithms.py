@@ -29,8 +29,8 @@ from support import (
 )
 
 from fastconv import algorithms
-from fastconv.cpu.kernel import Packed
 from fastconv.cpu.launch import COUNTER_BYTES
+from fastconv.cpu.pack import Packed
 from fastconv.descriptor import parse
 from fastconv.problem import ConvProblem, PoolProblem, Problem
 from fastconv.reference import convolve, pooling

@@ -16,7 +16,7 @@ _SOURCE = """
 import time
 
 from fastconv import reference
-from fastconv.cpu.kernel import Packed
+from fastconv.cpu.pack import Packed
 from fastconv.problem import ConvProblem
 {extra}
 
@@ -33,6 +33,9 @@ class Kernel:
     def pack(self, weight, bias):
         runs.append("pack")
         return Packed(weight, bias)
+
+    def convolve(self, x, weight, bias, out):
+        self.run(x, self.pack(weight, bias), out)
 
     def run(self, x, second, third=None):
         runs.append("run")

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 
 from fastconv.cpu.host import host
-from fastconv.cpu.kernel import ConvKernel, Geometry, Packed, Params, fields, record, split
-from fastconv.cpu.pack import filter_blocks, pack_filters, pack_rows, packing_ns, row_strides
+from fastconv.cpu.kernel import ConvKernel, Geometry, Params, fields, record, split
+from fastconv.cpu.pack import FilterPacker, RowPacker, filter_blocks, packing_ns, row_strides
 from fastconv.cpu.tiles import per_tile_ns, step_ns
 from fastconv.cpu.windows import pooling, window_record
 from fastconv.jit import source_stamp
@@ -90,7 +90,7 @@ class _Bands(ConvKernel):
         p = self.problem
         blocks, images, (out_height, out_width) = filter_blocks(p, self.block), p.batch * p.groups, p.out_size
         row_bytes = self.slab(2, blocks) - self.slab(1, blocks) if out_height > 1 else self.slab(1, blocks)
-        height, per_job = split(out_height, out_width, blocks, images, row_bytes, self.wanted_jobs(2))
+        height, per_job = split(out_height, out_width, blocks, images, row_bytes, self.wanted_jobs(4))
         bands, chunks = -(-out_height // height), -(-blocks // per_job)
         pool = {"window": window_record(p.pool, p.conv_size)} if p.pool else {}
         if p.pool and self.pooling:
@@ -116,10 +116,8 @@ class PixelRows(_Bands):
     def __init__(self, problem: ConvProblem, params: Params, threads: int, compiled: Callable) -> None:
         super().__init__(problem, params, threads, compiled)
         self.block = self.vectors * self.lanes
+        self.pack = FilterPacker(problem, self.block, self.lanes)
         self.width = (problem.conv_size[1] - 1) * problem.stride[1] + self.span_w
-
-    def pack(self, weight: np.ndarray, bias: np.ndarray | None) -> Packed:
-        return pack_filters(self.problem, weight, bias, self.block)
 
     def scratch(self, conv_rows: int) -> dict[str, int]:
         row = self.width * self.channel_block
@@ -158,13 +156,11 @@ class PixelVectors(_Bands):
     def __init__(self, problem: ConvProblem, params: Params, threads: int, compiled: Callable) -> None:
         super().__init__(problem, params, threads, compiled)
         self.block = self.rows
+        self.pack = RowPacker(problem, self.block, self.lanes)
         (sh, sw), (dh, dw), (R, S) = problem.stride, problem.dilation, problem.kernel_size
         self.phases_h = max(r * dh % sh for r in range(R)) + 1
         self.phases_w = max(s * dw % sw for s in range(S)) + 1
         self.pitch = problem.conv_size[1] + (self.span_w - 1) // sw
-
-    def pack(self, weight: np.ndarray, bias: np.ndarray | None) -> Packed:
-        return pack_rows(self.problem, weight, bias, self.block, self.lanes)
 
     def scratch(self, conv_rows: int) -> dict[str, int]:
         wide, reach = self.vectors * self.lanes, (self.span_h - 1) // self.problem.stride[0]

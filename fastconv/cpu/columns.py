@@ -150,12 +150,14 @@ class _ColumnsKernel(Kernel):
     def __init__(self, problem: ColumnsProblem, threads: int, function: Any) -> None:
         super().__init__(problem, {}, threads)
         self.function = function
-        self._launcher = conv_launcher(problem.dtype)
+        self.launcher = conv_launcher(problem.dtype)
         self._nothing = np.empty(0, problem.dtype)
 
     def run(self, source: np.ndarray, target: np.ndarray) -> None:
         """Compute `target` from `source`, an image and columns or the other way round."""
-        self.launch(self._launcher, source, self._nothing, self._nothing, target)
+        launch = self.launch(source, target) if target.size else None
+        if launch is not None:  # any strides are taken
+            launch(source, self._nothing, self._nothing, target)
 
     def record(self, image: tuple[int, ...], columns: tuple[int, ...], lines: int, line_bytes: int) -> Geometry:
         """The geometry; an image has `lines` lines to be computed, of `line_bytes` bytes of columns each."""

@@ -133,7 +133,7 @@ def _emit_contract(emit: Emitter, args: list, n_rows: int, n_vecs: int, a_vector
     with bld.if_else(bld.icmp_signed("<", lanes, _I64(n_vecs * emit.lanes))) as (partial, whole):
         with partial:
             for r, v in tile:
-                emit.store_first(total[r, v], pointers[r, v], bld.sub(lanes, vector[v]))
+                emit.store_masked(total[r, v], pointers[r, v], emit.first(bld.sub(lanes, vector[v])))
         with whole:
             for k in tile:
                 emit.store(total[k], pointers[k])

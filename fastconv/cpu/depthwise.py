@@ -16,16 +16,16 @@ import math
 from functools import cache
 from typing import Any
 
-import numpy as np
 from numba import carray
 
 from fastconv.cpu import bands, tiled
 from fastconv.cpu.contract import contract
 from fastconv.cpu.geometry import lines
 from fastconv.cpu.host import host
-from fastconv.cpu.kernel import ConvKernel, Geometry, Packed, Params, fields, record, split
+from fastconv.cpu.kernel import ConvKernel, Geometry, Params, fields, record, split
 from fastconv.cpu.memory import ints
-from fastconv.cpu.tiles import FMA_NS, per_tile_ns
+from fastconv.cpu.pack import ChannelPacker
+from fastconv.cpu.tiles import FMA_NS, per_tile_ns, pixel_vector_tiles
 from fastconv.jit import job_kernel, source_stamp
 from fastconv.problem import ConvProblem
 
@@ -36,7 +36,6 @@ GEOMETRY = fields(
 
 _MOST_CHANNELS = 8  # of a group: beyond, filters fill enough of a vector
 _ROW_TILES = {32: [(7, 2), (4, 4), (14, 1)], 16: [(4, 2), (7, 1), (2, 4)]}
-_VECTOR_TILES = {32: [(1, 8), (2, 8), (4, 4)], 16: [(1, 8), (2, 4), (4, 2)]}
 
 
 def unsupported(problem: ConvProblem) -> str | None:
@@ -55,7 +54,7 @@ def space(problem: ConvProblem) -> list[Params]:
     if problem.memory_format == "channels_last" and channels == filters == 1 and not problem.pool:
         tiles = [tile for tile in _ROW_TILES[host().registers] if tile[1] * lanes <= problem.groups]
         found = [{"rows": rows, "vectors": vectors, "channels": 1, "pixel_vectors": 0} for rows, vectors in tiles]
-    tiles = [tile for tile in _VECTOR_TILES[host().registers] if tile[0] <= filters]
+    tiles = pixel_vector_tiles(problem)
     return found or [
         {"rows": rows, "vectors": vectors, "channels": channels, "pixel_vectors": 1} for rows, vectors in tiles
     ]
@@ -114,11 +113,7 @@ class Depthwise(ConvKernel):
         super().__init__(problem, params, threads)
         self.rows, self.block = params["rows"], params["vectors"] * self.lanes
         self.function = _compiled(self.rows, params["vectors"], self.item, self.lanes, source_stamp())
-
-    def pack(self, weight: np.ndarray, bias: np.ndarray | None) -> Packed:
-        """(C, 1, R, S) -> (R, S, C)."""
-        packed = np.ascontiguousarray(weight.transpose(2, 3, 1, 0)).reshape(-1)
-        return Packed(packed, np.zeros(len(weight), weight.dtype) if bias is None else np.ascontiguousarray(bias))
+        self.pack = ChannelPacker()
 
     def reads(self, x: tuple[int, ...]) -> bool:
         return x[1] == 1

@@ -14,16 +14,16 @@ import math
 from functools import cache
 from typing import Any
 
-import numpy as np
 from numba import carray
 
 from fastconv.cpu.contract import contract
 from fastconv.cpu.geometry import lines, tiles_and_steps
 from fastconv.cpu.host import host
-from fastconv.cpu.kernel import ConvKernel, Geometry, Packed, Params, fields, record, split
-from fastconv.cpu.memory import ints, scatter
-from fastconv.cpu.pack import filter_blocks, pack_filters, packing_ns
-from fastconv.cpu.tiles import FMA_NS, menu, per_tile_ns, step_ns
+from fastconv.cpu.kernel import ConvKernel, Geometry, Params, fields, record, split
+from fastconv.cpu.memory import ints
+from fastconv.cpu.pack import FilterPacker, filter_blocks, packing_ns
+from fastconv.cpu.tiles import FMA_NS, filter_vector_tiles, per_tile_ns, step_ns
+from fastconv.cpu.transpose import move
 from fastconv.jit import job_kernel, source_stamp
 from fastconv.problem import ConvProblem
 
@@ -40,7 +40,7 @@ def unsupported(problem: ConvProblem) -> str | None:
 
 def space(problem: ConvProblem) -> list[Params]:
     """The register tiles of this CPU."""
-    return [{"rows": rows, "vectors": vectors} for rows, vectors in menu()]
+    return [{"rows": rows, "vectors": vectors} for rows, vectors in filter_vector_tiles(problem)]
 
 
 def cost(problem: ConvProblem, params: Params) -> float:
@@ -96,7 +96,7 @@ def _compiled(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
                         g.epilogue, ROWS, VECS, ITEM, 0,
                     )  # fmt: skip
                     if not dense:
-                        scatter(scratch, BLOCK, o, out_row, g.out_filter, rows, filters, ITEM)
+                        move(scratch, BLOCK, 1, o, out_row, g.out_filter, rows, filters, ITEM)
 
     return direct
 
@@ -110,9 +110,7 @@ class Direct(ConvKernel):
         self.block = self.vectors * self.lanes
         self.function = _compiled(self.rows, self.vectors, self.item, self.lanes, source_stamp())
         self.blocks = filter_blocks(problem, self.block)
-
-    def pack(self, weight: np.ndarray, bias: np.ndarray | None) -> Packed:
-        return pack_filters(self.problem, weight, bias, self.block)
+        self.pack = FilterPacker(problem, self.block, self.lanes)
 
     def geometry(self, x_strides: tuple[int, ...], out_strides: tuple[int, ...]) -> Geometry:
         p = self.problem

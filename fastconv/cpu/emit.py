@@ -49,15 +49,46 @@ class Emitter:
         as_vector = self.builder.bitcast(pointer, self.vector.as_pointer())
         self.builder.store(value, as_vector, align=self.itemsize)
 
-    def store_first(self, value: Any, pointer: Any, count: Any) -> None:
-        """Store the first `count` lanes (none if it is not positive)."""
-        b, integers = self.builder, ir.VectorType(_I64, self.lanes)
+    def first(self, count: Any) -> Any:
+        """A mask of the first `count` lanes (none if it is not positive)."""
+        integers = ir.VectorType(_I64, self.lanes)
         index = ir.Constant(integers, list(range(self.lanes)))
-        mask = b.icmp_signed("<", index, self.splat(count, integers))
+        return self.builder.icmp_signed("<", index, self.splat(count, integers))
+
+    def store_masked(self, value: Any, pointer: Any, mask: Any) -> None:
+        """Store the lanes of a mask; the others are not touched."""
+        b = self.builder
         as_vector = b.bitcast(pointer, self.vector.as_pointer())
         kind = ir.FunctionType(ir.VoidType(), [self.vector, as_vector.type, _I32, mask.type])
         name = f"llvm.masked.store.{self.suffix}.p0"
         b.call(cgutils.get_or_insert_function(b.module, kind, name), [value, as_vector, _I32(self.itemsize), mask])
+
+    def load_masked(self, pointer: Any, mask: Any) -> Any:
+        """The lanes of a mask; the others are undefined, and not read."""
+        b = self.builder
+        as_vector = b.bitcast(pointer, self.vector.as_pointer())
+        kind = ir.FunctionType(self.vector, [as_vector.type, _I32, mask.type, self.vector])
+        function = cgutils.get_or_insert_function(b.module, kind, f"llvm.masked.load.{self.suffix}.p0")
+        return b.call(function, [as_vector, _I32(self.itemsize), mask, ir.Constant(self.vector, ir.Undefined)])
+
+    def transpose(self, rows: list) -> list:
+        """As many vectors as there are lanes, with rows and lanes swapped.
+
+        Blocks of 1, 2, 4, ... lanes are exchanged between vectors that lie as far apart.
+        """
+        lanes = range(self.lanes)
+        step = 1
+        while step < self.lanes:
+            low = [lane if not lane & step else self.lanes + lane - step for lane in lanes]
+            high = [lane + step if not lane & step else self.lanes + lane for lane in lanes]
+            for i in (n for n in lanes if not n & step):
+                pair = rows[i], rows[i + step]
+                rows[i], rows[i + step] = self._shuffle(*pair, low), self._shuffle(*pair, high)
+            step *= 2
+        return rows
+
+    def _shuffle(self, a: Any, b: Any, mask: list[int]) -> Any:
+        return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, self.lanes), mask))
 
     def splat(self, scalar: Any, kind: ir.VectorType | None = None) -> Any:
         kind = kind or self.vector

@@ -21,10 +21,10 @@ from numba import carray
 
 from fastconv.cpu.contract import contract
 from fastconv.cpu.host import host
-from fastconv.cpu.kernel import ConvKernel, Geometry, Packed, Params, fields, record
+from fastconv.cpu.kernel import ConvKernel, Geometry, Params, fields, record
 from fastconv.cpu.memory import copy, fill
-from fastconv.cpu.pack import filter_blocks, pack_filters, pack_rows, packing_ns, row_strides
-from fastconv.cpu.tiles import menu, per_tile_ns, step_ns
+from fastconv.cpu.pack import FilterPacker, RowPacker, filter_blocks, packing_ns, row_strides
+from fastconv.cpu.tiles import filter_vector_tiles, per_tile_ns, pixel_vector_tiles, step_ns
 from fastconv.jit import inline, job_kernel, source_stamp
 from fastconv.problem import ConvProblem
 
@@ -45,7 +45,8 @@ def unsupported(problem: ConvProblem) -> str | None:
 
 def space(problem: ConvProblem) -> list[Params]:
     """The register tiles of this CPU."""
-    return [{"rows": rows, "vectors": vectors} for rows, vectors in menu()]
+    tiles = pixel_vector_tiles if problem.memory_format == "contiguous" else filter_vector_tiles
+    return [{"rows": rows, "vectors": vectors} for rows, vectors in tiles(problem)]
 
 
 def cost(problem: ConvProblem, params: Params) -> float:
@@ -245,10 +246,8 @@ class _PixelRows(_Im2col):
         super().__init__(problem, params, threads)
         self.tile, self.block = self.rows, self.vectors * self.lanes
         self.function = _pixel_rows(self.rows, self.vectors, self.item, self.lanes, source_stamp())
+        self.pack = FilterPacker(problem, self.block, self.lanes)
         self.layout_copies = "columns, in panels"
-
-    def pack(self, weight: np.ndarray, bias: np.ndarray | None) -> Packed:
-        return pack_filters(self.problem, weight, bias, self.block)
 
     def writes(self, out: tuple[int, ...]) -> bool:
         return out[1] == 1 and out[2] == self.problem.conv_size[1] * out[3]
@@ -264,10 +263,8 @@ class _PixelVectors(_Im2col):
         super().__init__(problem, params, threads)
         self.tile, self.block = self.vectors * self.lanes, self.rows
         self.function = _pixel_vectors(self.rows, self.vectors, self.item, self.lanes, source_stamp())
+        self.pack = RowPacker(problem, self.block, self.lanes)
         self.layout_copies = "none" if _is_image(problem) and self.pixels >= self.tile else "columns, in panels"
-
-    def pack(self, weight: np.ndarray, bias: np.ndarray | None) -> Packed:
-        return pack_rows(self.problem, weight, bias, self.block, self.lanes)
 
     def writes(self, out: tuple[int, ...]) -> bool:
         return out[3] == 1 and out[2] == self.problem.conv_size[1]

@@ -11,7 +11,8 @@ import numpy as np
 
 from fastconv.arrays import empty
 from fastconv.cpu.host import host
-from fastconv.cpu.launch import conv_launcher, execute, usable_threads, workspace, workspace_size
+from fastconv.cpu.launch import conv_launcher, execute, usable_threads, workspace
+from fastconv.cpu.pack import Packed, Packer
 from fastconv.problem import LEAKY_SLOPE, ConvProblem
 
 Params = dict[str, int]
@@ -22,14 +23,6 @@ _EPILOGUES = {
     "relu6": (1.0, 0.0, 6.0),
     "leaky_relu": (LEAKY_SLOPE, -np.inf, np.inf),
 }
-
-
-@dataclass(frozen=True)
-class Packed:
-    """Weights and bias in the layout that one kernel reads, both flat."""
-
-    weight: np.ndarray
-    bias: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -70,22 +63,46 @@ def fields(*names: str) -> np.dtype:
 def split(lines: int, pixels: int, blocks: int, outer: int, line_bytes: int, wanted: int) -> tuple[int, int]:
     """Cut a grid of `outer` x `lines` x `blocks` into jobs; return (lines, blocks) per job.
 
-    The input of a job stays in half of L2 while its filter blocks pass over it, and there are at least
-    `wanted` jobs where the grid allows it. `pixels` is how many a line has.
+    The input of a job stays in half of L2 while its filter blocks pass over it, there are at least
+    `wanted` jobs where the grid allows it, and they are about equal. `pixels` is how many a line has.
     """
-    lines_per_job = max(1, min(lines, host().l2 // 2 // max(1, line_bytes)))
-    blocks_per_job = blocks
-
-    def jobs() -> int:
-        return outer * -(-lines // lines_per_job) * -(-blocks // blocks_per_job)
-
-    while jobs() < wanted and lines_per_job * blocks_per_job > 1:
+    pieces, chunks = -(-lines // max(1, host().l2 // 2 // max(1, line_bytes))), 1
+    while outer * pieces * chunks < wanted and pieces * chunks < lines * blocks:
+        lines_per_job = -(-lines // pieces)
         # A job of few pixels reads its weights for little work, so the filters are split before that.
-        if lines_per_job > 1 and (lines_per_job * pixels > 64 or blocks_per_job == 1):
-            lines_per_job = -(-lines_per_job // 2)
+        if lines_per_job > 1 and (lines_per_job * pixels > 64 or chunks == blocks):
+            pieces = min(lines, 2 * pieces)
         else:
-            blocks_per_job = -(-blocks_per_job // 2)
-    return lines_per_job, blocks_per_job
+            chunks = min(blocks, 2 * chunks)
+    return -(-lines // pieces), -(-blocks // chunks)
+
+
+class Launch:
+    """A kernel with everything known but the arrays: strides, jobs, scratch.
+
+    Safe to call from several threads at once: each call takes a workspace of its own.
+    """
+
+    __slots__ = ("_address", "_geometry", "_launcher", "_threads", "_workspaces")
+
+    def __init__(self, launcher: Any, address: int, geometry: Geometry, threads: int) -> None:
+        self._launcher, self._address, self._geometry = launcher, address, geometry
+        self._threads = max(1, min(threads, geometry.jobs))
+        self._workspaces: deque[np.ndarray] = deque()
+
+    def __call__(self, x: np.ndarray, second: np.ndarray, third: np.ndarray, out: np.ndarray) -> None:
+        """Run every job on these arrays."""
+        g = self._geometry
+        try:
+            memory = self._workspaces.pop()
+        except IndexError:
+            memory = workspace(g.slab, self._threads)
+        if self._threads == 1:
+            self._launcher(self._address, x, second, third, out, memory, g.slab, g.record, g.jobs, 1)
+        else:
+            arguments = (self._address, x, second, third, out, memory, g.slab, g.record, g.jobs)
+            execute(self._launcher, *arguments, usable_threads(self._threads))
+        self._workspaces.append(memory)
 
 
 class Kernel(ABC):
@@ -95,6 +112,8 @@ class Kernel(ABC):
     ----------
     function : numba CFunc
         The job (see `fastconv.jit.job_kernel`); held here, for its address dies with it.
+    launcher : callable
+        Runs the jobs (`fastconv.cpu.launch`).
     threads : int
         Threads asked for; fewer are used where there are fewer jobs.
     layout_copies : str
@@ -102,14 +121,14 @@ class Kernel(ABC):
     """
 
     function: Any
+    launcher: Any
     layout_copies = "none"
 
     def __init__(self, problem: Any, params: Params, threads: int) -> None:
         self.problem, self.params, self.threads = problem, params, threads
         self.item = problem.itemsize
         self.lanes = host().lanes(self.item)
-        self._geometries: dict[tuple, Geometry | None] = {}
-        self._workspaces: deque[np.ndarray] = deque()
+        self._launches: dict[tuple, Launch | None] = {}
 
     @abstractmethod
     def geometry(self, x: tuple[int, ...], out: tuple[int, ...]) -> Geometry:
@@ -134,50 +153,35 @@ class Kernel(ABC):
         geometry = self.geometry(*(dense_strides(s, p.memory_format) for s in (p.in_shape, p.out_shape)))
         return min(self.threads, geometry.jobs) * geometry.slab
 
-    def launch(self, launcher: Any, x: np.ndarray, second: np.ndarray, third: np.ndarray, out: np.ndarray) -> bool:
-        """Run every job on these arrays; False, with nothing done, if they have strides it cannot take."""
-        if not out.size:
-            return True
+    def launch(self, x: np.ndarray, out: np.ndarray) -> Launch | None:
+        """What runs the jobs on arrays with these strides; None if the kernel cannot take them."""
         key = (x.strides, out.strides)
         try:
-            geometry = self._geometries[key]
+            return self._launches[key]
         except KeyError:
-            geometry = self._geometries[key] = self._laid_out(*key)
-        if geometry is None:
-            return False
-        threads = usable_threads(min(self.threads, geometry.jobs))
-        memory = self._workspace(geometry.slab, threads)
-        arrays = (x, second, third, out, memory)
-        execute(launcher, self.function.address, *arrays, geometry.slab, geometry.record, geometry.jobs, threads)
-        self._workspaces.append(memory)
-        return True
+            launch = self._launches[key] = self._launch(*key)
+            return launch
 
-    def _laid_out(self, x: tuple[int, ...], out: tuple[int, ...]) -> Geometry | None:
+    def _launch(self, x: tuple[int, ...], out: tuple[int, ...]) -> Launch | None:
         x, out = (tuple(s // self.item for s in strides) for strides in (x, out))
-        return self.geometry(x, out) if self.reads(x) and self.writes(out) else None
-
-    def _workspace(self, slab: int, threads: int) -> np.ndarray:
-        try:
-            memory = self._workspaces.pop()
-        except IndexError:
-            return workspace(slab, threads)
-        return memory if memory.size >= workspace_size(slab, threads) else workspace(slab, threads)
+        if not (self.reads(x) and self.writes(out)):
+            return None
+        return Launch(self.launcher, self.function.address, self.geometry(x, out), self.threads)
 
 
 class ConvKernel(Kernel):
     """A convolution algorithm bound to a problem: packs weights once, then runs on arrays.
 
-    A subclass compiles its job function, packs weights, and lays out the integers that a job reads.
+    A subclass compiles its job function, chooses how weights are packed, and lays out the integers that a
+    job reads.
     """
+
+    pack: Packer
 
     def __init__(self, problem: ConvProblem, params: Params, threads: int) -> None:
         super().__init__(problem, params, threads)
         self.epilogue = np.array(_EPILOGUES.get(problem.activation or "", (1, 0, 0)), problem.dtype)
-        self._launcher = conv_launcher(problem.dtype)
-
-    @abstractmethod
-    def pack(self, weight: np.ndarray, bias: np.ndarray | None) -> Packed:
-        """Weights (K, C/groups, R, S), any strides, and bias (K,) in the layout of this kernel."""
+        self.launcher = conv_launcher(problem.dtype)
 
     @property
     def epilogue_address(self) -> int:
@@ -189,11 +193,22 @@ class ConvKernel(Kernel):
 
         Safe to call from several threads at once.
         """
-        if not self.launch(self._launcher, x, packed.weight, packed.bias, out):
-            copies = [empty(a.shape, a.dtype, self.problem.memory_format) for a in (x, out)]
-            np.copyto(copies[0], x)
-            self.launch(self._launcher, copies[0], packed.weight, packed.bias, copies[1])
-            np.copyto(out, copies[1])
+        if not out.size:
+            return
+        launch = self.launch(x, out)
+        if launch is not None:
+            launch(x, packed.weight, packed.bias, out)
+            return
+        dense, result = (empty(a.shape, a.dtype, self.problem.memory_format) for a in (x, out))
+        np.copyto(dense, x)
+        self.run(dense, packed, result)
+        np.copyto(out, result)
+
+    def convolve(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
+        """`run` with weights and bias as they are."""
+        packed = self.pack(weight, bias)
+        self.run(x, packed, out)
+        self.pack.recycle(packed)
 
 
 def dense_strides(shape: tuple[int, ...], format: str) -> tuple[int, ...]:

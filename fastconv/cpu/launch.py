@@ -81,14 +81,9 @@ def _launcher(dtype: str, second: types.Array) -> Any:
     return jit(signature, parallel=True)(_launch)
 
 
-def workspace_size(slab: int, threads: int) -> int:
-    """Bytes that a launch needs: the job counter, one slab of scratch for each thread, and alignment."""
-    return _ALIGN + COUNTER_BYTES + threads * slab
-
-
 def workspace(slab: int, threads: int) -> np.ndarray:
-    """Memory for a launch."""
-    return np.empty(workspace_size(slab, threads), np.uint8)
+    """Memory for a launch: the job counter, one slab of scratch for each thread, and room for alignment."""
+    return np.empty(_ALIGN + COUNTER_BYTES + threads * slab, np.uint8)
 
 
 class _Process:

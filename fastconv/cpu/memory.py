@@ -13,6 +13,7 @@ from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from fastconv.cpu.host import host
 from fastconv.jit import inline
 
 _ELEMENT = {4: types.float32, 8: types.float64}
@@ -95,25 +96,26 @@ def fill(target, count, value, ITEM):
         put(target, i, value, ITEM)
 
 
-@inline
-def scatter(tile, tile_row, out, out_row, out_column, rows, columns, ITEM):
-    """Copy a tile of `rows` x `columns` to `out`, whose columns need not be neighbours in memory."""
-    for column in range(columns):
-        for row in range(rows):
-            put(out, column * out_column + row * out_row, get(tile, row * tile_row + column, ITEM), ITEM)
+@intrinsic(prefer_literal=True)
+def lanes_of(typingctx, ITEM):
+    """Elements of ITEM bytes in one vector register, a compile-time constant."""
+    itemsize = ITEM.literal_value
+
+    def codegen(context, builder, signature, args):
+        return ir.IntType(64)(host().lanes(itemsize))
+
+    return types.int64(ITEM), codegen
 
 
-@inline
-def move(source, source_row, source_column, out, out_row, out_column, rows, columns, ITEM):
-    """Copy a matrix of `rows` x `columns` between any strides."""
-    # Far strides belong into the outer loop: what it skips over should still be in cache the next time.
-    if min(source_row, out_row) < min(source_column, out_column):
-        for column in range(columns):
-            for row in range(rows):
-                value = get(source, row * source_row + column * source_column, ITEM)
-                put(out, row * out_row + column * out_column, value, ITEM)
-    else:
-        for row in range(rows):
-            for column in range(columns):
-                value = get(source, row * source_row + column * source_column, ITEM)
-                put(out, row * out_row + column * out_column, value, ITEM)
+@intrinsic(prefer_literal=True)
+def stack(typingctx, COUNT, ITEM):
+    """Address of COUNT uninitialised elements of ITEM bytes, which live as long as the calling function."""
+    size = COUNT.literal_value * ITEM.literal_value
+
+    def codegen(context, builder, signature, args):
+        with builder.goto_entry_block():
+            memory = builder.alloca(ir.ArrayType(ir.IntType(8), size))
+            memory.align = 64
+        return builder.ptrtoint(memory, ir.IntType(64))
+
+    return types.int64(COUNT, ITEM), codegen

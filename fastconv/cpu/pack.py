@@ -1,17 +1,35 @@
-"""Weights in blocks of filters: the layout that gives the microkernel unit-stride vectors."""
+"""Weights and bias in the layouts that the microkernel reads.
+
+As vectors, filters come in blocks as wide as a tile: (group, block, r, s, c, filter in block). As rows of
+a tile they are broadcast, so weights that come raw stay as they are and others get the same layout with
+blocks as high as a tile. Filters past the last one are zeros.
+"""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from collections import deque
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import prange, types
 
-from fastconv.cpu.kernel import Packed
-from fastconv.jit import jit
+from fastconv.cpu.memory import copy, fill, lanes_of, stack
+from fastconv.cpu.transpose import transpose, transpose_block
+from fastconv.jit import inline, jit, source_stamp
 from fastconv.problem import ConvProblem
+
+_CHUNK = 256  # elements of each filter that one thread packs at a time
+_SMALL = 1 << 15  # elements that are not worth a second thread
+
+
+class Packed(NamedTuple):
+    """Weights and bias in the layout that one kernel reads, both flat."""
+
+    weight: np.ndarray
+    bias: np.ndarray
 
 
 def filter_blocks(problem: ConvProblem, block: int) -> int:
@@ -21,68 +39,135 @@ def filter_blocks(problem: ConvProblem, block: int) -> int:
 
 def packing_ns(problem: ConvProblem) -> float:
     """Predicted time to pack the weights at each call: 0 where a plan has done it."""
-    return 0.7 * math.prod(problem.weight_shape) if problem.raw else 0.0
+    return 0.3 * math.prod(problem.weight_shape) if problem.raw else 0.0
 
 
-def _pack(weight, packed, groups, block):
-    filters, channels, height, width = weight.shape
-    per_group = filters // groups
-    blocks = (per_group + block - 1) // block
-    size = height * width * channels * block
-    for job in prange(groups * blocks):
-        group, b = job // blocks, job % blocks
-        first = group * per_group + b * block
-        used = min(block, per_group - b * block)
-        for r in range(height):
-            for s in range(width):
-                for c in range(channels):
-                    start = job * size + ((r * width + s) * channels + c) * block
-                    for k in range(used):
-                        packed[start + k] = weight[first + k, c, r, s]
-                    for k in range(used, block):
-                        packed[start + k] = 0
+@inline
+def _pack_chunk(weight, packed, length, taps, first, count, filters, block, ITEM):
+    """Elements [first, first + count) of `filters` filters into one block of the packed weights."""
+    lanes, channels = lanes_of(ITEM), length // taps
+    if taps == 1:
+        transpose(weight + ITEM * first, length, packed + ITEM * first * block, block, filters, count, ITEM)
+        return
+    scratch = stack(256, ITEM)  # a transposed block of at most 16 x 16
+    for k in range(0, filters, lanes):
+        for u in range(first, first + count, lanes):
+            some = min(lanes, first + count - u)
+            transpose_block(weight + ITEM * (k * length + u), length, scratch, lanes, filters - k, some, ITEM)
+            for i in range(some):
+                c, tap = (u + i) // taps, (u + i) % taps
+                target = packed + ITEM * ((tap * channels + c) * block + k)
+                copy(scratch + ITEM * i * lanes, 1, target, min(lanes, filters - k), ITEM)
 
 
 @cache
-def _packer(dtype: str, parallel: bool) -> Any:
-    real = getattr(types, dtype)
-    source = types.Array(real, 4, "A", readonly=True)
-    return jit(types.void(source, types.Array(real, 1, "C"), types.int64, types.int64), parallel=parallel)(_pack)
+def _packer(dtype: str, parallel: bool, ITEM: int, LANES: int, stamp: str) -> Any:
+    """The compiled ``pack(weight, packed, groups, block, taps)`` for contiguous weights."""
+
+    def pack(weight, packed, groups, block, taps):
+        _ = stamp, LANES
+        source, target = np.int64(weight.ctypes.data), np.int64(packed.ctypes.data)
+        per_group, length = weight.shape[0] // groups, weight.shape[1] * taps
+        blocks, chunks = (per_group + block - 1) // block, (length + _CHUNK - 1) // _CHUNK
+        for job in prange(groups * blocks * chunks):
+            index = np.int64(job)
+            first, b = index % chunks * _CHUNK, index // chunks
+            group, filters = b // blocks, min(block, per_group - b % blocks * block)
+            count = min(_CHUNK, length - first)
+            slab = target + ITEM * b * length * block
+            if filters < block:
+                for u in range(first, first + count):
+                    row = u % taps * (length // taps) + u // taps
+                    fill(slab + ITEM * (row * block + filters), block - filters, 0.0, ITEM)
+            weights = source + ITEM * (group * per_group + b % blocks * block) * length
+            _pack_chunk(weights, slab, length, taps, first, count, filters, block, ITEM)
+
+    real, word = getattr(types, dtype), types.int64
+    signature = types.void(types.Array(real, 4, "C", readonly=True), types.Array(real, 1, "C"), word, word, word)
+    return jit(signature, parallel=parallel)(pack)
 
 
-def pack_weight(weight: np.ndarray, groups: int, block: int) -> np.ndarray:
-    """(K, C, R, S) -> flat (group, filter block, R, S, C, block), zeros after the last filter."""
-    filters, *rest = weight.shape
-    blocks = groups * -(-(filters // groups) // block)
-    packed = np.empty(blocks * block * int(np.prod(rest)), weight.dtype)
-    _packer(str(weight.dtype), packed.size > 1 << 16)(weight, packed, groups, block)
-    return packed
+class Packer(ABC):
+    """Brings weights (K, C/groups, R, S) and bias (K,) or None, of any strides, into a kernel's layout."""
+
+    @abstractmethod
+    def __call__(self, weight: np.ndarray, bias: np.ndarray | None) -> Packed:
+        """The packed arrays, which may share memory with the given ones."""
+
+    def recycle(self, packed: Packed) -> None:  # noqa: B027 (to forget it is right for most)
+        """Take back what a call returned and nobody uses any more."""
 
 
-def pack_filters(problem: ConvProblem, weight: np.ndarray, bias: np.ndarray | None, block: int) -> Packed:
-    """Weights and bias for tiles whose vectors are filters: (group, filter block, ..., block)."""
-    groups, per_group = problem.groups, problem.out_channels // problem.groups
-    padded = np.zeros((groups, filter_blocks(problem, block) * block), problem.dtype)
-    if bias is not None:
-        padded[:, :per_group] = bias.reshape(groups, per_group)
-    return Packed(pack_weight(weight, groups, block), padded.reshape(-1))
+class ChannelPacker(Packer):
+    """Depthwise weights for vectors of channels: (C, 1, R, S) as (R, S, C)."""
+
+    def __call__(self, weight: np.ndarray, bias: np.ndarray | None) -> Packed:
+        packed = np.ascontiguousarray(weight.transpose(2, 3, 1, 0)).reshape(-1)
+        return Packed(packed, np.zeros(len(weight), weight.dtype) if bias is None else np.ascontiguousarray(bias))
 
 
-def pack_rows(problem: ConvProblem, weight: np.ndarray, bias: np.ndarray | None, block: int, lanes: int) -> Packed:
-    """Weights and bias for tiles whose rows are filters; weights that come raw stay as they are.
+class FilterPacker(Packer):
+    """Packs weights and bias for tiles whose vectors are filters.
 
-    The bias of each filter fills one vector of `lanes`, from which its row of the tile starts.
+    Parameters
+    ----------
+    problem : ConvProblem
+    block : int
+        Filters of a tile.
+    lanes : int
+        Elements of a vector.
     """
-    spread = np.zeros(problem.out_channels * lanes, problem.dtype)
-    if bias is not None:
-        spread.reshape(-1, lanes)[:] = bias[:, None]
-    if problem.raw:
-        return Packed(np.ascontiguousarray(weight).reshape(-1), spread)
-    return Packed(pack_weight(weight, problem.groups, block), spread)
+
+    def __init__(self, problem: ConvProblem, block: int, lanes: int) -> None:
+        self.block, self.groups, self.dtype = block, problem.groups, np.dtype(problem.dtype)
+        self.blocks, self.taps = filter_blocks(problem, block), math.prod(problem.kernel_size)
+        self.size = problem.groups * self.blocks * block * math.prod(problem.weight_shape[1:])
+        # Fresh memory of this size would be mapped, page by page, at each call.
+        self._spare: deque[np.ndarray] = deque(maxlen=2)
+        self.no_bias = np.zeros(problem.groups * self.blocks * block, problem.dtype)
+        self.pack = _packer(problem.dtype, self.size > _SMALL, problem.itemsize, lanes, source_stamp())
+
+    def __call__(self, weight: np.ndarray, bias: np.ndarray | None) -> Packed:
+        try:
+            packed = self._spare.pop()
+        except IndexError:
+            packed = np.empty(self.size, self.dtype)
+        self.pack(np.ascontiguousarray(weight), packed, self.groups, self.block, self.taps)
+        return Packed(packed, self.no_bias if bias is None else self._padded(bias))
+
+    def recycle(self, packed: Packed) -> None:
+        self._spare.append(packed.weight)
+
+    def _padded(self, bias: np.ndarray) -> np.ndarray:
+        per_group = len(bias) // self.groups
+        if per_group == self.blocks * self.block:
+            return np.ascontiguousarray(bias)
+        padded = np.zeros((self.groups, self.blocks * self.block), self.dtype)
+        padded[:, :per_group] = bias.reshape(self.groups, per_group)
+        return padded.reshape(-1)
+
+
+class RowPacker(Packer):
+    """Packs weights and bias for tiles whose rows are filters.
+
+    The bias of each filter fills one vector, from which its row of the tile starts. Parameters are those of
+    `FilterPacker`.
+    """
+
+    def __init__(self, problem: ConvProblem, block: int, lanes: int) -> None:
+        self.lanes = lanes
+        self.no_bias = np.zeros(problem.out_channels * lanes, problem.dtype)
+        self.pack = None if problem.raw else FilterPacker(problem, block, lanes)
+
+    def __call__(self, weight: np.ndarray, bias: np.ndarray | None) -> Packed:
+        # Raw weights are copied only if they are not contiguous.
+        spread = self.no_bias if bias is None else np.repeat(bias, self.lanes)
+        flat = self.pack(weight, None).weight if self.pack else np.ascontiguousarray(weight).reshape(-1)
+        return Packed(flat, spread)
 
 
 def row_strides(problem: ConvProblem, block: int) -> dict[str, int]:
-    """Strides of the weights of `pack_rows`: between channels, taps, filters of a block, blocks and groups."""
+    """Strides of the weights of `RowPacker`: between channels, taps, filters of a block, blocks and groups."""
     _, channels, height, width = problem.weight_shape
     length = channels * height * width
     if problem.raw:  # (filter, c, r, s)

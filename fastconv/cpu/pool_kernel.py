@@ -24,7 +24,7 @@ class PoolKernel(Kernel):
 
     def __init__(self, problem: PoolProblem, params: Params, threads: int) -> None:
         super().__init__(problem, params, threads)
-        self._launcher = pool_launcher(problem.dtype)
+        self.launcher = pool_launcher(problem.dtype)
         self._no_indices = np.empty((0, 0, 0, 0), np.int64)
         self._no_bias = np.empty(0, problem.dtype)
 
@@ -48,7 +48,9 @@ class PoolKernel(Kernel):
             self._check(indices, out)
         elif indices is not None:
             raise ValueError(f"indices given, but {self.problem.descriptor} returns none; use return_indices=True")
-        self.launch(self._launcher, x, self._no_indices if indices is None else indices, self._no_bias, out)
+        launch = self.launch(x, out) if out.size else None
+        if launch is not None:  # a pooling kernel takes any strides
+            launch(x, self._no_indices if indices is None else indices, self._no_bias, out)
 
     def _check(self, indices: np.ndarray | None, out: np.ndarray) -> None:
         if indices is None:

@@ -22,31 +22,6 @@ _I32, _I64 = ir.IntType(32), ir.IntType(64)
 
 
 @intrinsic(prefer_literal=True)
-def lanes_of(typingctx, ITEM):
-    """Elements of ITEM bytes in one vector register, a compile-time constant."""
-    itemsize = ITEM.literal_value
-
-    def codegen(context, builder, signature, args):
-        return _I64(host().lanes(itemsize))
-
-    return types.int64(ITEM), codegen
-
-
-@intrinsic(prefer_literal=True)
-def stack(typingctx, COUNT, ITEM):
-    """Address of COUNT uninitialised elements of ITEM bytes, which live as long as the calling function."""
-    size = COUNT.literal_value * ITEM.literal_value
-
-    def codegen(context, builder, signature, args):
-        with builder.goto_entry_block():
-            memory = builder.alloca(ir.ArrayType(ir.IntType(8), size))
-            memory.align = 64
-        return builder.ptrtoint(memory, _I64)
-
-    return types.int64(COUNT, ITEM), codegen
-
-
-@intrinsic(prefer_literal=True)
 def reduce_taps(
     typingctx, x, row_step, rows, column_step, columns, gap, out, lanes, op, divisor,
     indices, index, index_row, index_column, VECS, MASKED, ITEM,
@@ -256,6 +231,6 @@ class _Reduction:
         for offset, value in zip(self.offsets, values, strict=False):
             pointer = emit.at(emit.pointer(address), _I64(offset))
             if self.masked:
-                emit.store_first(value, pointer, lanes)
+                emit.store_masked(value, pointer, emit.first(lanes))
             else:
                 emit.store(value, pointer)

@@ -23,8 +23,9 @@ from fastconv.cpu import bands
 from fastconv.cpu.bands import GEOMETRY
 from fastconv.cpu.contract import contract
 from fastconv.cpu.kernel import ConvKernel, Params
-from fastconv.cpu.memory import call, copy, fill, move
-from fastconv.cpu.tiles import menu
+from fastconv.cpu.memory import call, copy, fill
+from fastconv.cpu.tiles import filter_vector_tiles, pixel_vector_tiles
+from fastconv.cpu.transpose import move
 from fastconv.jit import inline, job_kernel
 from fastconv.problem import ConvProblem
 
@@ -45,7 +46,7 @@ def space(problem: ConvProblem) -> list[Params]:
     return [
         {"rows": rows, "vectors": vectors, "channels": channels, "pixel_vectors": form}
         for form in forms
-        for rows, vectors in menu()
+        for rows, vectors in (pixel_vector_tiles if form else filter_vector_tiles)(problem)
         for channels in bands.channel_blocks(problem, rows, vectors, form)
     ]
 

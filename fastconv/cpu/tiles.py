@@ -1,21 +1,40 @@
-"""The menu of register tiles, and what one step of a tile costs."""
+"""The menu of register tiles, which of them suit a problem, and what one step of a tile costs."""
 
 from __future__ import annotations
 
+import math
+
 from fastconv.cpu.host import host
+from fastconv.problem import ConvProblem
+
+Tile = tuple[int, int]
 
 # (rows, vectors) by number of vector registers: accumulators, one column of vectors and a broadcast fit.
-_MENU = {
-    32: [(6, 4), (4, 4), (7, 2), (7, 3), (14, 2), (5, 4), (1, 8)],
-    16: [(6, 2), (4, 2), (3, 3), (4, 1), (12, 1), (1, 8)],
+_WIDE = {
+    32: [(6, 4), (4, 4), (7, 2), (7, 3), (14, 2), (5, 4)],
+    16: [(6, 2), (4, 2), (3, 3), (5, 2)],
 }
+_ONE_VECTOR = {32: [(14, 1), (8, 1)], 16: [(12, 1), (6, 1)]}
+_FEW_ROWS = {32: [(1, 8), (2, 8)], 16: [(1, 8), (2, 4)]}
 
 FMA_NS = 0.28  # a vector multiply-add at 3.6 GHz; only ratios of costs matter
 
 
-def menu() -> list[tuple[int, int]]:
-    """Tiles (rows, vectors) worth compiling for this CPU."""
-    return _MENU[host().registers]
+def filter_vector_tiles(problem: ConvProblem) -> list[Tile]:
+    """Tiles whose rows are pixels and whose vectors are filters."""
+    vectors = -(-(problem.out_channels // problem.groups) // host().lanes(problem.itemsize))
+    registers = host().registers
+    if math.prod(problem.conv_size) < 4:
+        return _FEW_ROWS[registers]
+    return [tile for tile in _WIDE[registers] if tile[1] <= vectors] or _ONE_VECTOR[registers]
+
+
+def pixel_vector_tiles(problem: ConvProblem) -> list[Tile]:
+    """Tiles whose rows are filters and whose vectors are pixels."""
+    filters, registers = problem.out_channels // problem.groups, host().registers
+    if filters < 4:
+        return [tile for tile in _FEW_ROWS[registers] if tile[0] <= filters]
+    return [tile for tile in _WIDE[registers] if tile[0] <= filters] or [_WIDE[registers][1]]
 
 
 def step_ns(rows: int, vectors: int) -> float:

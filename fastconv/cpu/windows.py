@@ -24,8 +24,8 @@ import numpy as np
 from numba import carray, from_dtype, types
 from numba.extending import intrinsic
 
-from fastconv.cpu.memory import get, ints, put
-from fastconv.cpu.reduce import ARGMAX, MAX, SQUARES, SUM, lanes_of, reduce_run, reduce_taps, stack
+from fastconv.cpu.memory import get, ints, lanes_of, put, stack
+from fastconv.cpu.reduce import ARGMAX, MAX, SQUARES, SUM, reduce_run, reduce_taps
 from fastconv.jit import address_kernel, inline
 from fastconv.problem import Pair, Pool
 

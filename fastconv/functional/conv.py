@@ -63,31 +63,20 @@ def conv2d(
     >>> fastconv.conv2d(x, w, padding=2).shape
     (1, 8, 32, 32)
     """
-    image, batched = as_image(x, "x")
-    key = (
-        image.shape, image.strides, weight.shape if isinstance(weight, np.ndarray) else None, stride, padding,
-        dilation, groups, activation, pool, algorithm, bias is None, image.dtype.char,
-    )  # fmt: skip
-    weight = as_floats(weight, "weight", (4,))
-    if weight.dtype != image.dtype:
-        raise TypeError(f"weight must have the dtype of x, {image.dtype}, got {weight.dtype}")
-    bias = check_bias(bias, weight)
     try:
-        kernel, shape, format = _calls[key]
-    except (KeyError, TypeError):  # TypeError: a list among the arguments
-        kernel, shape, format = _prepare(
-            image, weight, algorithm, stride=stride, padding=padding, dilation=dilation, groups=groups,
-            bias=bias is not None, activation=activation, pool=pool,
-        )  # fmt: skip
-        _calls.remember(key, (kernel, shape, format))
-    if out is None:
-        result = empty(shape, image.dtype, format)
-    else:
-        others = (weight,) if bias is None else (weight, bias)
-        check_out(out, shape if batched else shape[1:], image.dtype, image, *others)
-        result = out if batched else out[None]
-    kernel.run(image, kernel.pack(weight, bias), result)
-    return out if out is not None else (result if batched else result[0])
+        shapes = (x.shape, x.strides, x.dtype, weight.shape, weight.dtype, None if bias is None else bias.shape)
+        call = _calls[(*shapes, stride, padding, dilation, groups, activation, pool, algorithm)]
+        # The same objects passed every check before; alignment alone is not in the key.
+        known = x.flags.aligned and weight.flags.aligned and (bias is None or bias.dtype is weight.dtype)
+    except (KeyError, TypeError, AttributeError):  # a first call, a list among the arguments, not an array
+        known = False
+    if not known:
+        x, weight, bias = as_floats(x, "x", (3, 4)), as_floats(weight, "weight", (4,)), check_bias(bias, weight)
+        options = (stride, padding, dilation, groups, activation, pool)
+        call = _prepare(x, weight, bias, options, algorithm)
+        shapes = (x.shape, x.strides, x.dtype, weight.shape, weight.dtype, None if bias is None else bias.shape)
+        _calls.remember((*shapes, stride, padding, dilation, groups, activation, pool, algorithm), call)
+    return call(x, weight, bias, out)
 
 
 def conv1d(
@@ -135,10 +124,34 @@ def check_rank(out: Any, ndim: int) -> None:
         raise ValueError(f"out must be an array with {ndim} axes, got {getattr(out, 'shape', type(out))}")
 
 
-def _prepare(image: np.ndarray, weight: np.ndarray, algorithm: str | None, **arguments: Any) -> tuple:
-    format = memory_format(image)
+class _Call:
+    """A call with everything decided but the numbers: arrays that it gets are known to fit."""
+
+    __slots__ = ("batched", "dtype", "format", "kernel", "shape")
+
+    def __init__(self, kernel: Any, problem: ConvProblem, batched: bool) -> None:
+        self.kernel, self.batched = kernel, batched
+        self.shape, self.dtype, self.format = problem.out_shape, np.dtype(problem.dtype), problem.memory_format
+
+    def __call__(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, out: Any) -> np.ndarray:
+        if out is None:
+            result = empty(self.shape, self.dtype, self.format)
+        else:
+            inputs = (x, weight) if bias is None else (x, weight, bias)
+            check_out(out, self.shape if self.batched else self.shape[1:], self.dtype, *inputs)
+            result = out if self.batched else out[None]
+        self.kernel.convolve(x if self.batched else x[None], weight, bias, result)
+        return out if out is not None else (result if self.batched else result[0])
+
+
+def _prepare(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, options: tuple, algorithm: Any) -> _Call:
+    image, batched = as_image(x, "x")
+    if weight.dtype != image.dtype:
+        raise TypeError(f"weight must have the dtype of x, {image.dtype}, got {weight.dtype}")
+    stride, padding, dilation, groups, activation, pool = options
     problem = ConvProblem.create(
-        image.shape, weight.shape, dtype=str(image.dtype), memory_format=format, raw=True, **arguments
-    )
-    kernel, _ = kernel_for(problem, algorithm)
-    return kernel, problem.out_shape, format
+        image.shape, weight.shape, stride=stride, padding=padding, dilation=dilation, groups=groups,
+        dtype=str(image.dtype), memory_format=memory_format(image), bias=bias is not None, activation=activation,
+        pool=pool, raw=True,
+    )  # fmt: skip
+    return _Call(kernel_for(problem, algorithm)[0], problem, batched)

@@ -99,7 +99,7 @@ def prepare(
     if not isinstance(problem, ConvProblem):
         return kernel, lambda: kernel.run(x, out, work.indices)
     if problem.raw:
-        return kernel, lambda: kernel.run(x, kernel.pack(work.weight, work.bias), out)
+        return kernel, lambda: kernel.convolve(x, work.weight, work.bias, out)
     packed = kernel.pack(work.weight, work.bias)
     return kernel, lambda: kernel.run(x, packed, out)
 
