@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -80,16 +81,17 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: Any, *inputs: np.ndarray)
         raise ValueError(f"out must have shape {tuple(shape)}, got {out.shape}")
     if not out.flags.writeable or not out.flags.aligned:
         raise ValueError("out must be writeable and aligned")
-    if _overlaps_itself(out):
+    if _overlaps_itself(out.shape, out.strides, out.itemsize):
         raise ValueError(f"out has elements that share memory, with strides {out.strides} for shape {out.shape}")
-    if any(_overlap(out, x) for x in inputs):
+    if any(np.may_share_memory(out, x) and _overlap(out, x) for x in inputs):
         raise ValueError("out must not overlap x or another input; give a separate array")
 
 
-def _overlaps_itself(x: np.ndarray) -> bool:
+@lru_cache
+def _overlaps_itself(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
     """Whether strides are too short for their axes (sufficient for arrays made by slicing)."""
-    reach = x.itemsize
-    for stride, size in sorted((abs(s), n) for s, n in zip(x.strides, x.shape, strict=True) if n > 1):
+    reach = itemsize
+    for stride, size in sorted((abs(s), n) for s, n in zip(strides, shape, strict=True) if n > 1):
         if stride < reach:
             return True
         reach = stride * (size - 1) + reach
@@ -97,8 +99,6 @@ def _overlaps_itself(x: np.ndarray) -> bool:
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> bool:
-    if not np.may_share_memory(a, b):
-        return False
     try:
         return np.shares_memory(a, b, max_work=10_000)  # type: ignore[arg-type]  # numpy's stub knows -1 and 0 only
     except np.exceptions.TooHardError:

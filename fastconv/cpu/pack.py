@@ -39,7 +39,7 @@ def filter_blocks(problem: ConvProblem, block: int) -> int:
 
 def packing_ns(problem: ConvProblem) -> float:
     """Predicted time to pack the weights at each call: 0 where a plan has done it."""
-    return 0.3 * math.prod(problem.weight_shape) if problem.raw else 0.0
+    return 1500 + 0.3 * math.prod(problem.weight_shape) if problem.raw else 0.0
 
 
 @inline

@@ -64,18 +64,23 @@ def conv2d(
     (1, 8, 32, 32)
     """
     try:
-        shapes = (x.shape, x.strides, x.dtype, weight.shape, weight.dtype, None if bias is None else bias.shape)
-        call = _calls[(*shapes, stride, padding, dilation, groups, activation, pool, algorithm)]
-        # The same objects passed every check before; alignment alone is not in the key.
+        call = _calls[
+            x.shape, x.strides, x.dtype, weight.shape, weight.dtype, None if bias is None else bias.shape,
+            stride, padding, dilation, groups, activation, pool, algorithm,
+        ]  # fmt: skip
+        # Arrays like these passed every check before; alignment and the bias's dtype are not in the key.
         known = x.flags.aligned and weight.flags.aligned and (bias is None or bias.dtype is weight.dtype)
     except (KeyError, TypeError, AttributeError):  # a first call, a list among the arguments, not an array
         known = False
     if not known:
-        x, weight, bias = as_floats(x, "x", (3, 4)), as_floats(weight, "weight", (4,)), check_bias(bias, weight)
+        x, weight = as_floats(x, "x", (3, 4)), as_floats(weight, "weight", (4,))
+        if weight.dtype != x.dtype:
+            raise TypeError(f"weight must have the dtype of x, {x.dtype}, got {weight.dtype}")
+        bias = check_bias(bias, weight)
         options = (stride, padding, dilation, groups, activation, pool)
         call = _prepare(x, weight, bias, options, algorithm)
-        shapes = (x.shape, x.strides, x.dtype, weight.shape, weight.dtype, None if bias is None else bias.shape)
-        _calls.remember((*shapes, stride, padding, dilation, groups, activation, pool, algorithm), call)
+        arrays = (x.shape, x.strides, x.dtype, weight.shape, weight.dtype, None if bias is None else bias.shape)
+        _calls.remember((*arrays, *options, algorithm), call)
     return call(x, weight, bias, out)
 
 
@@ -146,8 +151,6 @@ class _Call:
 
 def _prepare(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, options: tuple, algorithm: Any) -> _Call:
     image, batched = as_image(x, "x")
-    if weight.dtype != image.dtype:
-        raise TypeError(f"weight must have the dtype of x, {image.dtype}, got {weight.dtype}")
     stride, padding, dilation, groups, activation, pool = options
     problem = ConvProblem.create(
         image.shape, weight.shape, stride=stride, padding=padding, dilation=dilation, groups=groups,
