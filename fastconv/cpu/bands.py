@@ -9,7 +9,15 @@ import numpy as np
 
 from fastconv.cpu.host import host
 from fastconv.cpu.kernel import ConvKernel, Geometry, Params, fields, record, split
-from fastconv.cpu.pack import FilterPacker, RowPacker, filter_blocks, packing_ns, row_strides
+from fastconv.cpu.pack import (
+    FilterPacker,
+    RowPacker,
+    filter_blocks,
+    packing_elements,
+    packing_fields,
+    packing_ns,
+    row_strides,
+)
 from fastconv.cpu.tiles import per_tile_ns, step_ns
 from fastconv.cpu.windows import pooling, window_record
 from fastconv.jit import source_stamp
@@ -21,7 +29,8 @@ GEOMETRY = fields(
     "stride_h", "stride_w", "top", "left", "span_h", "channel_block", "merged", "taps", "n_taps",
     "height", "bands", "blocks", "blocks_per_job", "chunks", "straight", "epilogue",
     "panel_size", "panel_row", "panel_rows", "panel_channel", "panel_phase", "phases_h", "phases_w", "pitch",
-    "map_size", "map_row", "map_column", "map_filter", "packed_block", "a_row", "a_step", "a_block", "a_group",
+    "map_size", "map_row", "map_column", "map_filter", "packed_size", "raw", "length",
+    "kernel_taps", "a_row", "a_step", "a_block", "a_group",
     "window", "pool", "pool_stride", "pool_padding", "pool_span",
 )  # fmt: skip
 
@@ -31,7 +40,8 @@ def channel_blocks(problem: ConvProblem, rows: int, vectors: int, pixel_vectors:
     channels = problem.in_channels // problem.groups
     wide = rows if pixel_vectors else vectors * host().lanes(problem.itemsize)
     fitting = host().l2 // 2 // (math.prod(problem.kernel_size) * wide * problem.itemsize)
-    return [channels] if fitting >= channels or fitting < 8 else [channels, fitting // 8 * 8]
+    whole = fitting >= channels or fitting < 8 or (problem.raw and not pixel_vectors)  # jobs pack whole filters
+    return [channels] if whole else [channels, fitting // 8 * 8]
 
 
 def cost(problem: ConvProblem, params: Params) -> float:
@@ -84,13 +94,14 @@ class _Bands(ConvKernel):
     def slab(self, height: int, blocks: int) -> int:
         """Bytes of scratch of a job."""
         sizes = self.scratch(self.conv_rows(height))
-        return self.item * (sizes["panel_size"] + blocks * sizes["map_size"])
+        return self.item * (sizes["panel_size"] + blocks * sizes["map_size"] + sizes.get("packed_size", 0))
 
     def fill(self, x: tuple[int, ...], out: tuple[int, ...], taps: list, **form: int) -> Geometry:
         p = self.problem
-        blocks, images, (out_height, out_width) = filter_blocks(p, self.block), p.batch * p.groups, p.out_size
+        blocks, images, out_height = filter_blocks(p, self.block), p.batch * p.groups, p.out_size[0]
         row_bytes = self.slab(2, blocks) - self.slab(1, blocks) if out_height > 1 else self.slab(1, blocks)
-        height, per_job = split(out_height, out_width, blocks, images, row_bytes, self.wanted_jobs(4))
+        block_bytes = math.prod(p.weight_shape[1:]) * self.block * self.item
+        height, per_job = split(out_height, row_bytes, blocks, block_bytes, images, self.wanted_jobs(4))
         bands, chunks = -(-out_height // height), -(-blocks // per_job)
         pool = {"window": window_record(p.pool, p.conv_size)} if p.pool else {}
         if p.pool and self.pooling:
@@ -102,7 +113,7 @@ class _Bands(ConvKernel):
             x_batch=x[0], x_channel=x[1], x_row=x[2], x_column=x[3],
             out_batch=out[0], out_filter=out[1], out_row=out[2], out_column=out[3],
             in_height=p.in_size[0], in_width=p.in_size[1], conv_height=p.conv_size[0], conv_width=p.conv_size[1],
-            out_height=out_height, channels=p.in_channels // p.groups, filters=p.out_channels // p.groups,
+            out_height=out_height, channels=p.in_channels // p.groups, **packing_fields(p),
             groups=p.groups, stride_h=p.stride[0], stride_w=p.stride[1], top=p.padding[0][0], left=p.padding[1][0],
             span_h=self.span_h, channel_block=self.channel_block, height=height, bands=bands, blocks=blocks,
             blocks_per_job=per_job, chunks=chunks, epilogue=self.epilogue_address,
@@ -124,7 +135,7 @@ class PixelRows(_Bands):
         in_rows = (conv_rows - 1) * self.problem.stride[0] + self.span_h
         map_row = self.problem.conv_size[1] * self.block
         return {
-            "panel_size": in_rows * row, "panel_row": row,
+            "panel_size": in_rows * row, "panel_row": row, "packed_size": packing_elements(self.problem, self.block),
             "map_size": conv_rows * map_row, "map_row": map_row, "map_column": self.block,
         }  # fmt: skip
 
@@ -143,7 +154,6 @@ class PixelRows(_Bands):
         ]
         straight = p.pool is None and whole and out[1] == 1
         form = {"merged": merged, "straight": int(straight)}
-        form["packed_block"] = math.prod(p.weight_shape[1:]) * self.block
         geometry = self.fill(x, out, taps, **form)
         if straight:  # the microkernel stores into the result itself
             geometry.record.view(GEOMETRY)["map_column"] = out[3]

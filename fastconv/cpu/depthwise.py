@@ -126,7 +126,7 @@ class Depthwise(ConvKernel):
         found = lines(p, x, out, p.out_channels, self.rows, merged=True)
         count = len(found.lines)
         line_bytes = math.prod(p.in_shape[1:]) * self.item // count
-        per_job, _ = split(count, math.prod(p.conv_size) // count, 1, p.batch, line_bytes, self.wanted_jobs(4))
+        per_job, _ = split(count, line_bytes, 1, 0, p.batch, self.wanted_jobs(4))
         line_jobs = -(-count // per_job)
         return record(
             GEOMETRY, p.batch * line_jobs, 0, {"lines": found.lines, "taps": found.taps},

@@ -21,7 +21,14 @@ from fastconv.cpu.geometry import lines, tiles_and_steps
 from fastconv.cpu.host import host
 from fastconv.cpu.kernel import ConvKernel, Geometry, Params, fields, record, split
 from fastconv.cpu.memory import ints
-from fastconv.cpu.pack import FilterPacker, filter_blocks, packing_ns
+from fastconv.cpu.pack import (
+    FilterPacker,
+    filter_blocks,
+    packing_elements,
+    packing_fields,
+    packing_ns,
+    weights_of_block,
+)
 from fastconv.cpu.tiles import FMA_NS, filter_vector_tiles, per_tile_ns, step_ns
 from fastconv.cpu.transpose import move
 from fastconv.jit import job_kernel, source_stamp
@@ -29,7 +36,8 @@ from fastconv.problem import ConvProblem
 
 GEOMETRY = fields(
     "lines", "line_count", "lines_per_job", "line_jobs", "taps", "blocks", "blocks_per_job", "block_jobs",
-    "groups", "filters", "x_batch", "x_group", "x_step", "out_batch", "out_filter", "packed_block", "epilogue",
+    "groups", "filters", "raw", "length", "kernel_taps", "tile", "x_batch", "x_group", "x_step",
+    "out_batch", "out_filter", "epilogue",
 )  # fmt: skip
 
 
@@ -79,7 +87,7 @@ def _compiled(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
         last_block = min(first_block + g.blocks_per_job, g.blocks)
         dense = g.out_filter == 1
         for block in range(first_block, last_block):
-            w = weight + ITEM * (group * g.blocks + block) * g.packed_block
+            w = weights_of_block(weight, g, group, block, scratch + ITEM * g.tile, BLOCK, ITEM)
             start = bias + ITEM * (group * g.blocks + block) * BLOCK
             filters = min(BLOCK, g.filters - block * BLOCK)
             x_group = x + ITEM * (n * g.x_batch + group * g.x_group)
@@ -119,16 +127,18 @@ class Direct(ConvKernel):
         found = lines(p, x_strides, out_strides, self.block, self.rows, merged)
         count = len(found.lines)
         images = p.batch * p.groups
-        pixels, line_bytes = math.prod(p.conv_size) // max(1, count), math.prod(p.in_shape[1:]) * self.item // count
-        lines_per_job, blocks_per_job = split(count, pixels, self.blocks, images, line_bytes, self.wanted_jobs(4))
-        slab = 0 if out_strides[1] == 1 else self.rows * self.block * self.item
+        line_bytes = math.prod(p.in_shape[1:]) // p.groups * self.item // count
+        block_bytes = math.prod(p.weight_shape[1:]) * self.block * self.item
+        lines_per_job, blocks_per_job = split(count, line_bytes, self.blocks, block_bytes, images, self.wanted_jobs(4))
+        tile = 0 if out_strides[1] == 1 else self.rows * self.block
+        slab = self.item * (tile + packing_elements(p, self.block))
         line_jobs, block_jobs = -(-count // lines_per_job), -(-self.blocks // blocks_per_job)
         return record(
             GEOMETRY, images * line_jobs * block_jobs, slab, {"lines": found.lines, "taps": found.taps},
             line_count=count, lines_per_job=lines_per_job, line_jobs=line_jobs,
             blocks_per_job=blocks_per_job, block_jobs=block_jobs,
-            groups=p.groups, filters=p.out_channels // p.groups, blocks=self.blocks,
+            groups=p.groups, blocks=self.blocks, tile=tile, **packing_fields(p),
             x_batch=x_strides[0], x_group=channels * x_strides[1], x_step=x_strides[1],
             out_batch=out_strides[0], out_filter=out_strides[1],
-            packed_block=math.prod(p.weight_shape[1:]) * self.block, epilogue=self.epilogue_address,
+            epilogue=self.epilogue_address,
         )  # fmt: skip

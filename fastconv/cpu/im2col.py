@@ -23,7 +23,16 @@ from fastconv.cpu.contract import contract
 from fastconv.cpu.host import host
 from fastconv.cpu.kernel import ConvKernel, Geometry, Params, fields, record
 from fastconv.cpu.memory import copy, fill
-from fastconv.cpu.pack import FilterPacker, RowPacker, filter_blocks, packing_ns, row_strides
+from fastconv.cpu.pack import (
+    FilterPacker,
+    RowPacker,
+    filter_blocks,
+    packing_elements,
+    packing_fields,
+    packing_ns,
+    row_strides,
+    weights_of_block,
+)
 from fastconv.cpu.tiles import filter_vector_tiles, per_tile_ns, pixel_vector_tiles, step_ns
 from fastconv.jit import inline, job_kernel, source_stamp
 from fastconv.problem import ConvProblem
@@ -32,7 +41,8 @@ GEOMETRY = fields(
     "x_batch", "x_channel", "x_row", "x_column", "height", "width", "out_batch", "out_filter", "out_pixel",
     "out_width", "pixels", "channels", "kernel_h", "kernel_w", "stride_h", "stride_w", "top", "left",
     "dilation_h", "dilation_w", "groups", "filters", "panel", "panels", "blocks", "blocks_per_job",
-    "block_jobs", "step_channel", "step_tap", "a_row", "a_step", "a_block", "a_group", "in_place", "taps", "epilogue",
+    "block_jobs", "step_channel", "step_tap", "a_row", "a_step", "a_block", "a_group", "in_place",
+    "raw", "length", "kernel_taps", "panel_elements", "taps", "epilogue",
 )  # fmt: skip
 
 _ONE_TAP = np.zeros((1, 2), np.int64)  # a panel is one sum with no offsets
@@ -149,7 +159,7 @@ def _pixel_rows(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
         length = g.kernel_h * g.kernel_w * g.channels
         _build_rows(x + ITEM * (n * g.x_batch + group * g.channels * g.x_channel), g, first, pixels, scratch, ITEM)
         for block in range(block_job * g.blocks_per_job, min((block_job + 1) * g.blocks_per_job, g.blocks)):
-            b = weight + ITEM * (group * g.blocks + block) * length * BLOCK
+            b = weights_of_block(weight, g, group, block, scratch + ITEM * g.panel_elements, BLOCK, ITEM)
             start = bias + ITEM * (group * g.blocks + block) * BLOCK
             filters = min(BLOCK, g.filters - block * BLOCK)
             o = out + ITEM * (n * g.out_batch + group * g.filters + block * BLOCK + first * g.out_pixel)
@@ -218,7 +228,9 @@ class _Im2col(ConvKernel):
         shared = self.problem.batch * self.problem.groups * self.pixels // (2 * self.threads)
         return self.tile * max(1, min(fitting, shared, self.pixels) // self.tile)
 
-    def fill(self, panel: int, x: tuple[int, ...], out: tuple[int, ...], out_pixel: int, **form: int) -> Geometry:
+    def fill(
+        self, panel: int, x: tuple[int, ...], out: tuple[int, ...], out_pixel: int, packed: int = 0, **form: int
+    ) -> Geometry:
         p = self.problem
         panels, blocks = -(-self.pixels // panel), filter_blocks(p, self.block)
         images = p.batch * p.groups
@@ -227,6 +239,7 @@ class _Im2col(ConvKernel):
         blocks_per_job = -(-blocks // block_jobs)
         block_jobs = -(-blocks // blocks_per_job)
         slab = 0 if form.get("in_place") else panel * self.length * self.item
+        slab += self.item * packed
         return record(
             GEOMETRY, images * panels * block_jobs, slab, {"taps": _ONE_TAP},
             x_batch=x[0], x_channel=x[1], x_row=x[2], x_column=x[3], height=p.in_size[0], width=p.in_size[1],
@@ -234,7 +247,7 @@ class _Im2col(ConvKernel):
             channels=p.in_channels // p.groups, kernel_h=p.kernel_size[0], kernel_w=p.kernel_size[1],
             stride_h=p.stride[0], stride_w=p.stride[1], top=p.padding[0][0], left=p.padding[1][0],
             dilation_h=p.dilation[0], dilation_w=p.dilation[1], groups=p.groups,
-            filters=p.out_channels // p.groups, panel=panel, panels=panels, blocks=blocks,
+            panel_elements=panel * self.length, **packing_fields(p), panel=panel, panels=panels, blocks=blocks,
             blocks_per_job=blocks_per_job, block_jobs=block_jobs, epilogue=self.epilogue_address, **form,
         )  # fmt: skip
 
@@ -253,7 +266,7 @@ class _PixelRows(_Im2col):
         return out[1] == 1 and out[2] == self.problem.conv_size[1] * out[3]
 
     def geometry(self, x: tuple[int, ...], out: tuple[int, ...]) -> Geometry:
-        return self.fill(self.panel(), x, out, out[3])
+        return self.fill(self.panel(), x, out, out[3], packing_elements(self.problem, self.block))
 
 
 class _PixelVectors(_Im2col):

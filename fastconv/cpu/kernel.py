@@ -60,17 +60,17 @@ def fields(*names: str) -> np.dtype:
     return np.dtype([(name, np.int64) for name in names])
 
 
-def split(lines: int, pixels: int, blocks: int, outer: int, line_bytes: int, wanted: int) -> tuple[int, int]:
-    """Cut a grid of `outer` x `lines` x `blocks` into jobs; return (lines, blocks) per job.
+def split(lines: int, line_bytes: int, blocks: int, block_bytes: int, outer: int, wanted: int) -> tuple[int, int]:
+    """Cut a grid of `outer` x `lines` x `blocks` into equal jobs; return (lines, blocks) per job.
 
-    The input of a job stays in half of L2 while its filter blocks pass over it, there are at least
-    `wanted` jobs where the grid allows it, and they are about equal. `pixels` is how many a line has.
+    The input of a job stays in half of L2 while its filter blocks pass over it, and there are at least
+    `wanted` jobs where the grid allows it.
     """
     pieces, chunks = -(-lines // max(1, host().l2 // 2 // max(1, line_bytes))), 1
     while outer * pieces * chunks < wanted and pieces * chunks < lines * blocks:
-        lines_per_job = -(-lines // pieces)
-        # A job of few pixels reads its weights for little work, so the filters are split before that.
-        if lines_per_job > 1 and (lines_per_job * pixels > 64 or chunks == blocks):
+        # Each piece reads all the weights again, each chunk all the input: cut where that is less.
+        weights_again = pieces * blocks * block_bytes <= chunks * lines * line_bytes
+        if pieces < lines and (weights_again or chunks == blocks):
             pieces = min(lines, 2 * pieces)
         else:
             chunks = min(blocks, 2 * chunks)
@@ -206,9 +206,7 @@ class ConvKernel(Kernel):
 
     def convolve(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
         """`run` with weights and bias as they are."""
-        packed = self.pack(weight, bias)
-        self.run(x, packed, out)
-        self.pack.recycle(packed)
+        self.run(x, self.pack(weight, bias), out)
 
 
 def dense_strides(shape: tuple[int, ...], format: str) -> tuple[int, ...]:

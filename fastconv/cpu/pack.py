@@ -1,23 +1,24 @@
 """Weights and bias in the layouts that the microkernel reads.
 
-As vectors, filters come in blocks as wide as a tile: (group, block, r, s, c, filter in block). As rows of
-a tile they are broadcast, so weights that come raw stay as they are and others get the same layout with
-blocks as high as a tile. Filters past the last one are zeros.
+As vectors, filters come in blocks as wide as a tile: (group, block, r, s, c, filter in block), zeros after
+the last one. A plan packs them once; raw weights are packed by each job, a block at a time, into scratch
+that stays in its own cache. As rows of a tile, filters are broadcast, so raw weights are read as they are
+and a plan's have the same layout with blocks as high as a tile.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections import deque
 from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import prange, types
 
+from fastconv.cpu.host import host
 from fastconv.cpu.memory import copy, fill, lanes_of, stack
-from fastconv.cpu.transpose import transpose, transpose_block
+from fastconv.cpu.transpose import copy_vector, transpose_block
 from fastconv.jit import inline, jit, source_stamp
 from fastconv.problem import ConvProblem
 
@@ -38,26 +39,52 @@ def filter_blocks(problem: ConvProblem, block: int) -> int:
 
 
 def packing_ns(problem: ConvProblem) -> float:
-    """Predicted time to pack the weights at each call: 0 where a plan has done it."""
-    return 1500 + 0.3 * math.prod(problem.weight_shape) if problem.raw else 0.0
+    """Predicted time to pack raw weights, once for each half L2 of input; 0 where a plan has done it."""
+    if not problem.raw:
+        return 0.0
+    input_bytes = problem.itemsize * math.prod(problem.in_shape)
+    return 0.2 * math.prod(problem.weight_shape) * (1 + 2 * input_bytes // host().l2)
+
+
+@inline
+def weights_of_block(weight, g, group, block, scratch, BLOCK, ITEM):
+    """Address of the packed weights of one filter block; raw ones are packed into `scratch` first.
+
+    `g` is a geometry record with the fields ``raw``, ``length`` (elements of a filter), ``kernel_taps``,
+    ``filters`` (of a group) and ``blocks``.
+    """
+    if g.raw == 0:
+        return weight + ITEM * (group * g.blocks + block) * g.length * BLOCK
+    filters = min(BLOCK, g.filters - block * BLOCK)
+    source = weight + ITEM * (group * g.filters + block * BLOCK) * g.length
+    _pack_chunk(source, scratch, g.length, g.kernel_taps, 0, g.length, filters, BLOCK, ITEM)
+    return scratch
 
 
 @inline
 def _pack_chunk(weight, packed, length, taps, first, count, filters, block, ITEM):
     """Elements [first, first + count) of `filters` filters into one block of the packed weights."""
     lanes, channels = lanes_of(ITEM), length // taps
-    if taps == 1:
-        transpose(weight + ITEM * first, length, packed + ITEM * first * block, block, filters, count, ITEM)
-        return
     scratch = stack(256, ITEM)  # a transposed block of at most 16 x 16
-    for k in range(0, filters, lanes):
+    if filters % lanes:
+        fill(scratch, lanes * lanes, 0.0, ITEM)  # the lanes after the last filter
+    for k in range(0, block, lanes):
+        if k >= filters:
+            fill(scratch, lanes * lanes, 0.0, ITEM)
+        c, tap = first // taps, first % taps
         for u in range(first, first + count, lanes):
             some = min(lanes, first + count - u)
-            transpose_block(weight + ITEM * (k * length + u), length, scratch, lanes, filters - k, some, ITEM)
+            if k < filters:
+                transpose_block(weight + ITEM * (k * length + u), length, scratch, lanes, filters - k, some, ITEM)
             for i in range(some):
-                c, tap = (u + i) // taps, (u + i) % taps
-                target = packed + ITEM * ((tap * channels + c) * block + k)
-                copy(scratch + ITEM * i * lanes, 1, target, min(lanes, filters - k), ITEM)
+                source, target = scratch + ITEM * i * lanes, packed + ITEM * ((tap * channels + c) * block + k)
+                if k + lanes <= block:
+                    copy_vector(source, target, ITEM)
+                else:
+                    copy(source, 1, target, block - k, ITEM)
+                tap += 1
+                if tap == taps:
+                    c, tap = c + 1, 0
 
 
 @cache
@@ -75,10 +102,6 @@ def _packer(dtype: str, parallel: bool, ITEM: int, LANES: int, stamp: str) -> An
             group, filters = b // blocks, min(block, per_group - b % blocks * block)
             count = min(_CHUNK, length - first)
             slab = target + ITEM * b * length * block
-            if filters < block:
-                for u in range(first, first + count):
-                    row = u % taps * (length // taps) + u // taps
-                    fill(slab + ITEM * (row * block + filters), block - filters, 0.0, ITEM)
             weights = source + ITEM * (group * per_group + b % blocks * block) * length
             _pack_chunk(weights, slab, length, taps, first, count, filters, block, ITEM)
 
@@ -94,9 +117,6 @@ class Packer(ABC):
     def __call__(self, weight: np.ndarray, bias: np.ndarray | None) -> Packed:
         """The packed arrays, which may share memory with the given ones."""
 
-    def recycle(self, packed: Packed) -> None:  # noqa: B027 (to forget it is right for most)
-        """Take back what a call returned and nobody uses any more."""
-
 
 class ChannelPacker(Packer):
     """Depthwise weights for vectors of channels: (C, 1, R, S) as (R, S, C)."""
@@ -107,7 +127,7 @@ class ChannelPacker(Packer):
 
 
 class FilterPacker(Packer):
-    """Packs weights and bias for tiles whose vectors are filters.
+    """Packs weights and bias for tiles whose vectors are filters; raw weights stay as they are.
 
     Parameters
     ----------
@@ -122,21 +142,19 @@ class FilterPacker(Packer):
         self.block, self.groups, self.dtype = block, problem.groups, np.dtype(problem.dtype)
         self.blocks, self.taps = filter_blocks(problem, block), math.prod(problem.kernel_size)
         self.size = problem.groups * self.blocks * block * math.prod(problem.weight_shape[1:])
-        # Fresh memory of this size would be mapped, page by page, at each call.
-        self._spare: deque[np.ndarray] = deque(maxlen=2)
         self.no_bias = np.zeros(problem.groups * self.blocks * block, problem.dtype)
-        self.pack = _packer(problem.dtype, self.size > _SMALL, problem.itemsize, lanes, source_stamp())
+        self.raw = problem.raw
+        if not self.raw:
+            self.pack = _packer(problem.dtype, self.size > _SMALL, problem.itemsize, lanes, source_stamp())
 
     def __call__(self, weight: np.ndarray, bias: np.ndarray | None) -> Packed:
-        try:
-            packed = self._spare.pop()
-        except IndexError:
-            packed = np.empty(self.size, self.dtype)
-        self.pack(np.ascontiguousarray(weight), packed, self.groups, self.block, self.taps)
-        return Packed(packed, self.no_bias if bias is None else self._padded(bias))
-
-    def recycle(self, packed: Packed) -> None:
-        self._spare.append(packed.weight)
+        padded = self.no_bias if bias is None else self._padded(bias)
+        weight = np.ascontiguousarray(weight)
+        if self.raw:
+            return Packed(weight.reshape(-1), padded)
+        packed = np.empty(self.size, self.dtype)
+        self.pack(weight, packed, self.groups, self.block, self.taps)
+        return Packed(packed, padded)
 
     def _padded(self, bias: np.ndarray) -> np.ndarray:
         per_group = len(bias) // self.groups
@@ -157,13 +175,11 @@ class RowPacker(Packer):
     def __init__(self, problem: ConvProblem, block: int, lanes: int) -> None:
         self.lanes = lanes
         self.no_bias = np.zeros(problem.out_channels * lanes, problem.dtype)
-        self.pack = None if problem.raw else FilterPacker(problem, block, lanes)
+        self.pack = FilterPacker(problem, block, lanes)
 
     def __call__(self, weight: np.ndarray, bias: np.ndarray | None) -> Packed:
-        # Raw weights are copied only if they are not contiguous.
         spread = self.no_bias if bias is None else np.repeat(bias, self.lanes)
-        flat = self.pack(weight, None).weight if self.pack else np.ascontiguousarray(weight).reshape(-1)
-        return Packed(flat, spread)
+        return Packed(self.pack(weight, None).weight, spread)
 
 
 def row_strides(problem: ConvProblem, block: int) -> dict[str, int]:
@@ -180,3 +196,16 @@ def row_strides(problem: ConvProblem, block: int) -> dict[str, int]:
         "a_channel": block, "a_tap": channels * block, "a_row": 1,
         "a_block": block * length, "a_group": filter_blocks(problem, block) * block * length,
     }  # fmt: skip
+
+
+def packing_fields(problem: ConvProblem) -> dict[str, int]:
+    """The fields of a geometry record that `weights_of_block` reads, but for the blocks."""
+    taps = math.prod(problem.kernel_size)
+    length = taps * problem.in_channels // problem.groups
+    filters = problem.out_channels // problem.groups
+    return {"raw": int(problem.raw), "length": length, "kernel_taps": taps, "filters": filters}
+
+
+def packing_elements(problem: ConvProblem, block: int) -> int:
+    """Scratch that `weights_of_block` needs."""
+    return math.prod(problem.weight_shape[1:]) * block if problem.raw else 0

@@ -24,6 +24,7 @@ from fastconv.cpu.bands import GEOMETRY
 from fastconv.cpu.contract import contract
 from fastconv.cpu.kernel import ConvKernel, Params
 from fastconv.cpu.memory import call, copy, fill
+from fastconv.cpu.pack import weights_of_block
 from fastconv.cpu.tiles import filter_vector_tiles, pixel_vector_tiles
 from fastconv.cpu.transpose import move
 from fastconv.jit import inline, job_kernel
@@ -146,7 +147,8 @@ def _pixel_rows(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
         g = carray(geometry, 1)[0]
         n, group, first_block, last_block, first, last = _split(g, index)
         top, bottom = _conv_rows(g, first, last)
-        maps = scratch + ITEM * g.panel_size
+        packed = scratch + ITEM * g.panel_size
+        maps = packed + ITEM * g.packed_size
         image = x + ITEM * (n * g.x_batch + group * g.channels * g.x_channel)
         result = out + ITEM * (n * g.out_batch + group * g.filters * g.out_filter)
         for c in range(0, g.channels, g.channel_block):
@@ -155,7 +157,7 @@ def _pixel_rows(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
             epilogue = g.epilogue if c + channels == g.channels else 0
             steps = channels * g.merged
             for block in range(first_block, last_block):
-                w = weight + ITEM * ((group * g.blocks + block) * g.packed_block + c * BLOCK)
+                w = weights_of_block(weight, g, group, block, packed, BLOCK, ITEM) + ITEM * c * BLOCK
                 start = bias + ITEM * (group * g.blocks + block) * BLOCK
                 filters = min(BLOCK, g.filters - block * BLOCK) if g.straight else BLOCK
                 for row in range(top, bottom):

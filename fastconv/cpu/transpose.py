@@ -64,6 +64,19 @@ def _emit_transpose(
                 emit.store_masked(column, emit.at(out, bld.mul(_I64(c), out_row)), emit.first(wanted))
 
 
+@intrinsic(prefer_literal=True)
+def copy_vector(typingctx, source, target, ITEM):
+    """Copy one vector of elements of ITEM bytes from address to address."""
+    itemsize = ITEM.literal_value
+
+    def codegen(context, builder, signature, args):
+        emit = Emitter(builder, itemsize, host().lanes(itemsize))
+        emit.store(emit.load(emit.pointer(args[0])), emit.pointer(args[1]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, ITEM), codegen
+
+
 @inline
 def transpose(source, source_row, out, out_row, rows, columns, ITEM):
     """``out[c*out_row + r] = source[r*source_row + c]`` for a matrix of any size, by blocks."""
