@@ -9,6 +9,9 @@ import numpy as np
 
 from fastconv.problem import MemoryFormat
 
+_CACHE_LINE = 64  # bytes
+_WORTH_ALIGNING = 1 << 13  # elements
+
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -24,10 +27,20 @@ def memory_format(x: np.ndarray) -> MemoryFormat:
 
 def empty(shape: tuple[int, ...], dtype: Any, format: MemoryFormat) -> np.ndarray:
     """An uninitialised (N, C, H, W) array in the given memory format."""
-    if format == "contiguous":
-        return np.empty(shape, dtype)
     n, c, h, w = shape
-    return np.empty((n, h, w, c), dtype).transpose(0, 3, 1, 2)
+    large = n * c * h * w > _WORTH_ALIGNING
+    if format == "contiguous":
+        return aligned(shape, dtype) if large else np.empty(shape, dtype)
+    last = (n, h, w, c)
+    return (aligned(last, dtype) if large else np.empty(last, dtype)).transpose(0, 3, 1, 2)
+
+
+def aligned(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An uninitialised array that starts at a cache line: no vector in it straddles two of them."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = np.empty(size + _CACHE_LINE, np.uint8)
+    start = -memory.ctypes.data % _CACHE_LINE
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def as_floats(x: Any, name: str, ndim: tuple[int, ...]) -> np.ndarray:
@@ -46,7 +59,7 @@ def as_floats(x: Any, name: str, ndim: tuple[int, ...]) -> np.ndarray:
     if array.ndim not in ndim:
         wanted = " or ".join(str(n) for n in ndim)
         raise ValueError(f"{name} must have {wanted} axes, got shape {array.shape}")
-    return array if array.flags.aligned else array.copy()
+    return array if array.flags.aligned else array.copy(order="K")
 
 
 def as_image(x: Any, name: str) -> tuple[np.ndarray, bool]:

@@ -46,13 +46,12 @@ def parse(descriptor: str) -> Problem:
         raise ValueError(f"descriptor {descriptor!r}: {head!r} is not like 'n1c64h56w56k64r3s3p1'")
     rest: dict[str, Any] = {}
     for word in words:
-        if found := _POOL.fullmatch(word):
-            rest["pool"] = found
-        elif word in _FLAGS:
-            key, value = _FLAGS[word]
-            rest[key] = value
-        else:
+        key, value = ("pool", found) if (found := _POOL.fullmatch(word)) else _FLAGS.get(word, (None, None))
+        if key is None:
             raise ValueError(f"descriptor {descriptor!r}: {word!r} is not a pooling or one of {sorted(_FLAGS)}")
+        if key in rest:
+            raise ValueError(f"descriptor {descriptor!r}: {word!r} says {key} a second time")
+        rest[key] = value
     return _build(descriptor, match, rest)
 
 
@@ -64,6 +63,10 @@ def _build(descriptor: str, match: re.Match, rest: dict[str, Any]) -> Problem:
         if match["k"] is None:
             if "pool" not in rest:
                 raise ValueError("neither a kernel (k, r, s) nor a pooling is given")
+            if any(match[field] for field in "pudg"):
+                raise ValueError(
+                    "p, u, d and g after the sizes are a convolution's; a pooling has its own, as in max3u2p1"
+                )
             problem = PoolProblem(n, c, (h, w), **rest)
             _ = problem.out_size
             return problem

@@ -103,7 +103,8 @@ def choose(problem: Problem, algorithm: str | None = None, threads: int | None =
     algorithm : str, optional
         Use this algorithm, with the best parameters known for it.
     threads : int, optional
-        At most so many; Numba's current limit if not given.
+        At most so many; as many as Numba was started with if not given. Numba's current limit counts at
+        each run.
 
     Raises
     ------
@@ -112,9 +113,11 @@ def choose(problem: Problem, algorithm: str | None = None, threads: int | None =
     WisdomError
         In mode "wisdom", if the problem has not been tuned.
     """
-    threads = threads or numba.get_num_threads()
+    threads = threads or numba.config.NUMBA_NUM_THREADS
     entry, known = wisdom.lookup(problem, threads), "wisdom"
-    if entry is None and algorithm is None and _State.mode != "heuristic":
+    if entry is not None and not _possible(problem, entry.candidate):
+        entry = None
+    if entry is None and algorithm is None and _State.mode != "heuristic" and problem.batch:
         entry, known = _without_wisdom(problem, threads), "measured"
     if entry is not None and algorithm in (None, entry.candidate.algorithm):
         source, candidate = known, entry.candidate
@@ -124,6 +127,12 @@ def choose(problem: Problem, algorithm: str | None = None, threads: int | None =
     predicted = algorithms.predicted_ns(problem, candidate)
     worth = threads if predicted > _WORTH_THREADS_NS else 1
     return Choice(candidate, source, predicted, entry.run_threads if entry else worth, entry)
+
+
+def _possible(problem: Problem, candidate: Candidate) -> bool:
+    """Whether a candidate from the store is one that the algorithm offers: kernels trust their parameters."""
+    code = algorithms.module(problem.operation, candidate.algorithm)
+    return code.unsupported(problem) is None and dict(candidate.params) in code.space(problem)
 
 
 def _without_wisdom(problem: Problem, threads: int) -> Any:
@@ -141,7 +150,7 @@ def kernel_for(problem: Problem, algorithm: str | None = None, threads: int | No
     Kernels are kept and shared: the same problem gets the same object. Parameters and errors as `choose`.
     """
     with _State.lock:
-        return _kernel_for(problem, algorithm, threads or numba.get_num_threads())
+        return _kernel_for(problem, algorithm, threads or numba.config.NUMBA_NUM_THREADS)
 
 
 @lru_cache(maxsize=512)

@@ -264,6 +264,7 @@ class ConvProblem:
         _check_groups(groups, channels, filters, int(weight_shape[1]))
         _check_choice("dtype", rest.get("dtype", "float32"), tuple(_DTYPE_WORD))
         _check_choice("memory_format", rest.get("memory_format", "contiguous"), tuple(_FORMAT_WORD))
+        _check_sizes(int(x_shape[0]), channels=channels, height=int(x_shape[2]), width=int(x_shape[3]), filters=filters)
         if rest.get("activation") not in (None, *ACTIVATIONS):
             raise ValueError(f"activation must be None or one of {ACTIVATIONS}, got {rest['activation']!r}")
         if not isinstance(rest.get("pool"), (Pool, type(None))):
@@ -358,6 +359,11 @@ class PoolProblem:
 
     operation = "pool"
 
+    def __post_init__(self) -> None:
+        _check_sizes(self.batch, channels=self.channels, height=self.in_size[0], width=self.in_size[1])
+        _check_choice("dtype", self.dtype, tuple(_DTYPE_WORD))
+        _check_choice("memory_format", self.memory_format, tuple(_FORMAT_WORD))
+
     @cached_property
     def out_size(self) -> Pair:
         """Height and width of the result."""
@@ -409,6 +415,14 @@ def _padding_word(padding: tuple[Pair, Pair]) -> str:
     if top == bottom and left == right:
         return f"p{_short((top, left))}" if top or left else ""
     return f"p{top}.{bottom}.{left}.{right}"
+
+
+def _check_sizes(batch: int, **sizes: int) -> None:
+    if batch < 0:
+        raise ValueError(f"batch must not be negative, got {batch}")
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -6,6 +6,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from support import FORMATS, as_format, assert_close, guarded, poisoned
 import fastconv
 from fastconv import algorithms
 from fastconv.arrays import memory_format
+from fastconv.dispatch import kernel_for
 from fastconv.problem import ConvProblem, Pool
 from fastconv.reference import convolve
 
@@ -281,13 +283,43 @@ def test_one_plan_in_many_threads() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_forked_child_computes_on() -> None:
-    x, weight, bias = arrays((2, 32, 60, 60), (64, 32, 3, 3))
+    x, weight, bias = arrays((2, 64, 40, 40), (96, 64, 3, 3))
     plan = fastconv.plan(x.shape, weight, bias)
     expected = plan(x)
     child = os.fork()
     if child == 0:
-        os._exit(0 if (plan(x) == expected).all() else 1)
+        same = (plan(x) == expected).all() and (fastconv.plan(x.shape, weight, bias)(x) == expected).all()
+        os._exit(0 if same else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_kernel_first_used_on_one_thread_uses_more_later() -> None:
+    x, weight, _ = arrays((2, 32, 60, 60), (64, 32, 3, 3))
+    before = numba.get_num_threads()
+    numba.set_num_threads(1)
+    try:
+        expected = fastconv.conv2d(x, weight)
+    finally:
+        numba.set_num_threads(before)
+    problem = ConvProblem.create(x.shape, weight.shape, raw=True)
+    assert kernel_for(problem)[0].threads == numba.config.NUMBA_NUM_THREADS
+    np.testing.assert_array_equal(fastconv.conv2d(x, weight), expected)
+
+
+def test_conv2d_in_many_threads() -> None:
+    x, weight, bias = arrays((2, 16, 30, 30), (24, 16, 3, 3))
+    expected = [fastconv.conv2d(x * i, weight, bias, padding=1) for i in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        results = pool.map(lambda i: fastconv.conv2d(x * (i % 8), weight, bias, padding=1), range(40))
+        assert all((y == expected[i % 8]).all() for i, y in enumerate(results))
+
+
+@pytest.mark.parametrize(
+    "shapes", [((1, 0, 8, 8), (4, 0, 3, 3)), ((1, 4, 8, 8), (0, 4, 3, 3)), ((1, 4, 8, 0), (2, 4, 1, 1))]
+)
+def test_a_plan_wants_something_to_compute(shapes) -> None:
+    with pytest.raises(ValueError, match="must be at least 1, got 0"):
+        fastconv.plan(shapes[0], np.zeros(shapes[1], np.float32))
 
 
 def test_mode_wisdom_wants_wisdom(monkeypatch, tmp_path) -> None:

@@ -17,6 +17,7 @@ from fastconv.cpu.pack import (
     packing_fields,
     packing_ns,
     row_strides,
+    whole_lines,
 )
 from fastconv.cpu.tiles import per_tile_ns, step_ns
 from fastconv.cpu.windows import pooling, window_record
@@ -135,7 +136,8 @@ class PixelRows(_Bands):
         in_rows = (conv_rows - 1) * self.problem.stride[0] + self.span_h
         map_row = self.problem.conv_size[1] * self.block
         return {
-            "panel_size": in_rows * row, "panel_row": row, "packed_size": packing_elements(self.problem, self.block),
+            "panel_size": whole_lines(in_rows * row), "panel_row": row,
+            "packed_size": packing_elements(self.problem, self.block),
             "map_size": conv_rows * map_row, "map_row": map_row, "map_column": self.block,
         }  # fmt: skip
 
@@ -179,7 +181,8 @@ class PixelVectors(_Bands):
         pixels = (conv_rows - 1) * self.pitch + self.problem.conv_size[1]
         map_filter = -(-pixels // wide) * wide
         return {
-            "panel_size": self.channel_block * channel + wide, "panel_channel": channel, "panel_phase": phase,
+            "panel_size": whole_lines(self.channel_block * channel + wide),
+            "panel_channel": channel, "panel_phase": phase,
             "panel_rows": reach + 1, "map_size": self.rows * map_filter, "map_filter": map_filter,
         }  # fmt: skip
 

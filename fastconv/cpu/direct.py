@@ -28,6 +28,7 @@ from fastconv.cpu.pack import (
     packing_fields,
     packing_ns,
     weights_of_block,
+    whole_lines,
 )
 from fastconv.cpu.tiles import FMA_NS, filter_vector_tiles, per_tile_ns, step_ns
 from fastconv.cpu.transpose import move
@@ -130,7 +131,7 @@ class Direct(ConvKernel):
         line_bytes = math.prod(p.in_shape[1:]) // p.groups * self.item // count
         block_bytes = math.prod(p.weight_shape[1:]) * self.block * self.item
         lines_per_job, blocks_per_job = split(count, line_bytes, self.blocks, block_bytes, images, self.wanted_jobs(4))
-        tile = 0 if out_strides[1] == 1 else self.rows * self.block
+        tile = 0 if out_strides[1] == 1 else whole_lines(self.rows * self.block)
         slab = self.item * (tile + packing_elements(p, self.block))
         line_jobs, block_jobs = -(-count // lines_per_job), -(-self.blocks // blocks_per_job)
         return record(

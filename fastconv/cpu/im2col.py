@@ -32,6 +32,7 @@ from fastconv.cpu.pack import (
     packing_ns,
     row_strides,
     weights_of_block,
+    whole_lines,
 )
 from fastconv.cpu.tiles import filter_vector_tiles, per_tile_ns, pixel_vector_tiles, step_ns
 from fastconv.jit import inline, job_kernel, source_stamp
@@ -238,7 +239,7 @@ class _Im2col(ConvKernel):
         block_jobs = min(blocks, max(1, -(-self.threads // max(1, images * panels))))
         blocks_per_job = -(-blocks // block_jobs)
         block_jobs = -(-blocks // blocks_per_job)
-        slab = 0 if form.get("in_place") else panel * self.length * self.item
+        slab = 0 if form.get("in_place") else whole_lines(panel * self.length) * self.item
         slab += self.item * packed
         return record(
             GEOMETRY, images * panels * block_jobs, slab, {"taps": _ONE_TAP},
@@ -247,8 +248,8 @@ class _Im2col(ConvKernel):
             channels=p.in_channels // p.groups, kernel_h=p.kernel_size[0], kernel_w=p.kernel_size[1],
             stride_h=p.stride[0], stride_w=p.stride[1], top=p.padding[0][0], left=p.padding[1][0],
             dilation_h=p.dilation[0], dilation_w=p.dilation[1], groups=p.groups,
-            panel_elements=panel * self.length, **packing_fields(p), panel=panel, panels=panels, blocks=blocks,
-            blocks_per_job=blocks_per_job, block_jobs=block_jobs, epilogue=self.epilogue_address, **form,
+            panel_elements=whole_lines(panel * self.length), **packing_fields(p), panel=panel, panels=panels,
+            blocks=blocks, blocks_per_job=blocks_per_job, block_jobs=block_jobs, epilogue=self.epilogue_address, **form,
         )  # fmt: skip
 
 

@@ -17,6 +17,8 @@ from fastconv.problem import LEAKY_SLOPE, ConvProblem
 
 Params = dict[str, int]
 
+_MOST_LAYOUTS = 64  # of arrays, remembered for each kernel
+
 # (slope, low, high) of `contract`'s epilogue. A slope of 1 keeps -inf out of a product with 0.
 _EPILOGUES = {
     "relu": (1.0, 0.0, np.inf),
@@ -159,6 +161,8 @@ class Kernel(ABC):
         try:
             return self._launches[key]
         except KeyError:
+            if len(self._launches) >= _MOST_LAYOUTS:
+                self._launches.clear()
             launch = self._launches[key] = self._launch(*key)
             return launch
 

@@ -17,8 +17,8 @@ from llvmlite import ir
 from numba import prange, types
 from numba.extending import intrinsic
 
-from fastconv.cpu.memory import call
-from fastconv.jit import inline, jit
+from fastconv.cpu.memory import call, ints
+from fastconv.jit import inline, jit, source_stamp
 
 COUNTER_BYTES = 64  # the head of every workspace: the counter has a cache line to itself
 _ALIGN = 64
@@ -43,20 +43,6 @@ def _work(function, x, weight, bias, out, scratch, geometry, counter, jobs):
         index = _fetch_add(counter, 1)
 
 
-def _launch(function, x, weight, bias, out, workspace, slab, geometry, jobs, threads):
-    base = (np.int64(workspace.ctypes.data) + _ALIGN - 1) // _ALIGN * _ALIGN
-    scratch = base + COUNTER_BYTES
-    xp, wp, bp = np.int64(x.ctypes.data), np.int64(weight.ctypes.data), np.int64(bias.ctypes.data)
-    op, gp = np.int64(out.ctypes.data), np.int64(geometry.ctypes.data)
-    if threads == 1:
-        for index in range(jobs):
-            call(function, (xp, wp, bp, op, scratch, gp, index))
-    else:
-        workspace[base - np.int64(workspace.ctypes.data) : scratch - np.int64(workspace.ctypes.data)] = 0
-        for thread in prange(threads):
-            _work(function, xp, wp, bp, op, scratch + np.int64(thread) * slab, gp, base, jobs)
-
-
 @cache
 def conv_launcher(dtype: str) -> Any:
     """The compiled ``launch(function, x, weight, bias, out, workspace, slab, geometry, jobs, threads)``.
@@ -74,11 +60,27 @@ def pool_launcher(dtype: str) -> Any:
 
 
 def _launcher(dtype: str, second: types.Array) -> Any:
+    stamp = source_stamp()
+
+    def launch(function, x, weight, bias, out, workspace, slab, geometry, jobs, threads):
+        _ = stamp
+        base = (np.int64(workspace.ctypes.data) + _ALIGN - 1) // _ALIGN * _ALIGN
+        scratch = base + COUNTER_BYTES
+        xp, wp, bp = np.int64(x.ctypes.data), np.int64(weight.ctypes.data), np.int64(bias.ctypes.data)
+        op, gp = np.int64(out.ctypes.data), np.int64(geometry.ctypes.data)
+        if threads == 1:
+            for index in range(jobs):
+                call(function, (xp, wp, bp, op, scratch, gp, index))
+        else:
+            ints(base, 1, 1)[0, 0] = 0
+            for thread in prange(threads):
+                _work(function, xp, wp, bp, op, scratch + np.int64(thread) * slab, gp, base, jobs)
+
     real, word = getattr(types, dtype), types.int64
     image, bias = types.Array(real, 4, "A", readonly=True), types.Array(real, 1, "C", readonly=True)
     raw = types.Array(types.uint8, 1, "C")
     signature = types.void(word, image, second, bias, types.Array(real, 4, "A"), raw, word, raw, word, word)
-    return jit(signature, parallel=True)(_launch)
+    return jit(signature, parallel=True)(launch)
 
 
 def workspace(slab: int, threads: int) -> np.ndarray:

@@ -14,16 +14,14 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange, types
+from numba import types
 
+from fastconv.arrays import aligned
 from fastconv.cpu.host import host
 from fastconv.cpu.memory import copy, fill, lanes_of, stack
 from fastconv.cpu.transpose import copy_vector, transpose_block
 from fastconv.jit import inline, jit, source_stamp
 from fastconv.problem import ConvProblem
-
-_CHUNK = 256  # elements of each filter that one thread packs at a time
-_SMALL = 1 << 15  # elements that are not worth a second thread
 
 
 class Packed(NamedTuple):
@@ -47,23 +45,8 @@ def packing_ns(problem: ConvProblem) -> float:
 
 
 @inline
-def weights_of_block(weight, g, group, block, scratch, BLOCK, ITEM):
-    """Address of the packed weights of one filter block; raw ones are packed into `scratch` first.
-
-    `g` is a geometry record with the fields ``raw``, ``length`` (elements of a filter), ``kernel_taps``,
-    ``filters`` (of a group) and ``blocks``.
-    """
-    if g.raw == 0:
-        return weight + ITEM * (group * g.blocks + block) * g.length * BLOCK
-    filters = min(BLOCK, g.filters - block * BLOCK)
-    source = weight + ITEM * (group * g.filters + block * BLOCK) * g.length
-    _pack_chunk(source, scratch, g.length, g.kernel_taps, 0, g.length, filters, BLOCK, ITEM)
-    return scratch
-
-
-@inline
-def _pack_chunk(weight, packed, length, taps, first, count, filters, block, ITEM):
-    """Elements [first, first + count) of `filters` filters into one block of the packed weights."""
+def _pack_block(weight, packed, length, taps, filters, block, ITEM):
+    """One block of packed weights, from `filters` filters of `length` elements."""
     lanes, channels = lanes_of(ITEM), length // taps
     scratch = stack(256, ITEM)  # a transposed block of at most 16 x 16
     if filters % lanes:
@@ -71,9 +54,9 @@ def _pack_chunk(weight, packed, length, taps, first, count, filters, block, ITEM
     for k in range(0, block, lanes):
         if k >= filters:
             fill(scratch, lanes * lanes, 0.0, ITEM)
-        c, tap = first // taps, first % taps
-        for u in range(first, first + count, lanes):
-            some = min(lanes, first + count - u)
+        c, tap = 0, 0
+        for u in range(0, length, lanes):
+            some = min(lanes, length - u)
             if k < filters:
                 transpose_block(weight + ITEM * (k * length + u), length, scratch, lanes, filters - k, some, ITEM)
             for i in range(some):
@@ -87,27 +70,38 @@ def _pack_chunk(weight, packed, length, taps, first, count, filters, block, ITEM
                     c, tap = c + 1, 0
 
 
+@inline
+def weights_of_block(weight, g, group, block, scratch, BLOCK, ITEM):
+    """Address of the packed weights of one filter block; raw ones are packed into `scratch` first.
+
+    `g` is a geometry record with the fields ``raw``, ``length`` (elements of a filter), ``kernel_taps``,
+    ``filters`` (of a group) and ``blocks``.
+    """
+    if g.raw == 0:
+        return weight + ITEM * (group * g.blocks + block) * g.length * BLOCK
+    filters = min(BLOCK, g.filters - block * BLOCK)
+    source = weight + ITEM * (group * g.filters + block * BLOCK) * g.length
+    _pack_block(source, scratch, g.length, g.kernel_taps, filters, BLOCK, ITEM)
+    return scratch
+
+
 @cache
-def _packer(dtype: str, parallel: bool, ITEM: int, LANES: int, stamp: str) -> Any:
+def _packer(dtype: str, ITEM: int, LANES: int, stamp: str) -> Any:
     """The compiled ``pack(weight, packed, groups, block, taps)`` for contiguous weights."""
 
     def pack(weight, packed, groups, block, taps):
         _ = stamp, LANES
         source, target = np.int64(weight.ctypes.data), np.int64(packed.ctypes.data)
         per_group, length = weight.shape[0] // groups, weight.shape[1] * taps
-        blocks, chunks = (per_group + block - 1) // block, (length + _CHUNK - 1) // _CHUNK
-        for job in prange(groups * blocks * chunks):
-            index = np.int64(job)
-            first, b = index % chunks * _CHUNK, index // chunks
-            group, filters = b // blocks, min(block, per_group - b % blocks * block)
-            count = min(_CHUNK, length - first)
-            slab = target + ITEM * b * length * block
-            weights = source + ITEM * (group * per_group + b % blocks * block) * length
-            _pack_chunk(weights, slab, length, taps, first, count, filters, block, ITEM)
+        for group in range(groups):
+            for first in range(0, per_group, block):
+                weights = source + ITEM * (group * per_group + first) * length
+                _pack_block(weights, target, length, taps, min(block, per_group - first), block, ITEM)
+                target += ITEM * length * block
 
     real, word = getattr(types, dtype), types.int64
     signature = types.void(types.Array(real, 4, "C", readonly=True), types.Array(real, 1, "C"), word, word, word)
-    return jit(signature, parallel=parallel)(pack)
+    return jit(signature)(pack)
 
 
 class Packer(ABC):
@@ -145,14 +139,14 @@ class FilterPacker(Packer):
         self.no_bias = np.zeros(problem.groups * self.blocks * block, problem.dtype)
         self.raw = problem.raw
         if not self.raw:
-            self.pack = _packer(problem.dtype, self.size > _SMALL, problem.itemsize, lanes, source_stamp())
+            self.pack = _packer(problem.dtype, problem.itemsize, lanes, source_stamp())
 
     def __call__(self, weight: np.ndarray, bias: np.ndarray | None) -> Packed:
         padded = self.no_bias if bias is None else self._padded(bias)
         weight = np.ascontiguousarray(weight)
         if self.raw:
             return Packed(weight.reshape(-1), padded)
-        packed = np.empty(self.size, self.dtype)
+        packed = aligned(self.size, self.dtype)
         self.pack(weight, packed, self.groups, self.block, self.taps)
         return Packed(packed, padded)
 
@@ -208,4 +202,9 @@ def packing_fields(problem: ConvProblem) -> dict[str, int]:
 
 def packing_elements(problem: ConvProblem, block: int) -> int:
     """Scratch that `weights_of_block` needs."""
-    return math.prod(problem.weight_shape[1:]) * block if problem.raw else 0
+    return whole_lines(math.prod(problem.weight_shape[1:]) * block) if problem.raw else 0
+
+
+def whole_lines(elements: int) -> int:
+    """At least so many elements, such that what follows them in aligned scratch is aligned too."""
+    return -(-elements // 16) * 16

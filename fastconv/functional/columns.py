@@ -50,7 +50,9 @@ def im2col(x: np.ndarray, kernel_size: Any, dilation: Any = 1, padding: Any = 0,
     image, batched = as_image(x, "x")
     batch, channels, *size = image.shape
     window = _window(kernel_size, dilation, padding, stride)
-    kernel = _kernel(Unfold, batch, channels, (size[0], size[1]), window, str(image.dtype), numba.get_num_threads())
+    kernel = _kernel(
+        Unfold, batch, channels, (size[0], size[1]), window, str(image.dtype), numba.config.NUMBA_NUM_THREADS
+    )
     _, _, taps, length = kernel.problem.columns_shape
     out = np.empty((batch, channels, taps, length), image.dtype)
     kernel.run(image, out)
@@ -95,7 +97,7 @@ def col2im(
         raise ValueError(
             f"columns must have C * {taps} rows for kernel_size {window[0]}, got {rows} in shape {columns.shape}"
         )
-    kernel = _kernel(Fold, batch, rows // taps, size, window, str(matrix.dtype), numba.get_num_threads())
+    kernel = _kernel(Fold, batch, rows // taps, size, window, str(matrix.dtype), numba.config.NUMBA_NUM_THREADS)
     high, wide = kernel.problem.windows
     if length != high * wide:
         raise ValueError(

@@ -44,6 +44,11 @@ def conv2d(
     out : array, optional
         Where to write the result.
 
+    Notes
+    -----
+    NaN and infinities in `x` spread as in torch. Where a *weight* is not finite, it depends on the
+    algorithm whether its products with the padding are NaN or left out.
+
     Returns
     -------
     array (N, K, Ho, Wo) or (K, Ho, Wo)

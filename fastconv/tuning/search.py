@@ -120,6 +120,8 @@ def tune_each(
     wisdom.require()
     threads = check_threads(threads)
     wanted = resolve(problems)
+    if empty := [p.descriptor for p in wanted if p.batch == 0]:
+        raise ValueError(f"problems must have a batch of at least 1 to be tuned, got {', '.join(empty)}")
     known = {} if retune else {p: wisdom.lookup(p, threads) for p in wanted}
     unknown = sum(known.get(p) is None for p in wanted)
     end = None if budget is None else monotonic() + budget
@@ -143,7 +145,7 @@ def check_threads(threads: int | None) -> int:
     ValueError
         If there are not so many.
     """
-    limit = numba.get_num_threads()
+    limit = numba.config.NUMBA_NUM_THREADS
     if threads is not None and not 1 <= threads <= limit:
         raise ValueError(f"threads must be from 1 to {limit} (set NUMBA_NUM_THREADS for more), got {threads}")
     return threads or limit

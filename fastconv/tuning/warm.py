@@ -65,7 +65,7 @@ def compile_menu(
     progress : callable, optional
         Called with (fraction done, what is being compiled).
     """
-    start, threads = monotonic(), numba.get_num_threads()
+    start, threads = monotonic(), numba.config.NUMBA_NUM_THREADS
     for done, (problem, candidate) in enumerate(wanted):
         if progress is not None:
             progress(done / len(wanted), str(candidate))
