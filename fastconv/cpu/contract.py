@@ -24,6 +24,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastconv.cpu.emit import Emitter
@@ -33,26 +34,30 @@ _I64 = ir.IntType(64)
 
 
 @intrinsic(prefer_literal=True)
-def contract(
-    typingctx, a, a_row, a_step, b, b_step, taps, n_taps, n_steps, init, init_row, init_vector,
-    out, out_row, rows, lanes, epilogue, ROWS, VECS, ITEM, A_VECTOR,
-):  # fmt: skip
+def contract(typingctx, A, B, taps, init, out, epilogue, ROWS, VECS, ITEM, A_VECTOR):
     """Emit the contraction described at the top of this module.
+
+    Addresses, strides in elements and counts are int64.
 
     Parameters
     ----------
-    a, b, init, out, taps, epilogue : int64
-        Addresses. `taps` holds `n_taps` pairs of int64 element offsets, into `a` and into `b`.
-        `epilogue` holds three elements (slope, low, high), or is 0 for no activation.
-    a_row, a_step, b_step, init_row, init_vector, out_row : int64
-        Strides in elements. With ``init_row = init_vector = 0`` the sum starts from one vector, with
-        ``init_row = 0, init_vector = LANES`` from a bias along the vectors, and so on.
-    n_taps, n_steps : int64
-        Trip counts, at least 0 and 1.
-    rows, lanes : int64
-        How many of the ROWS rows and of the ``VECS * LANES`` lanes are wanted, at least 1. Rows past
-        the end repeat the last one, so that nothing outside is read and no branch is needed; lanes
-        past the end are computed (`b` and `init` must be readable there) and not stored.
+    A : (address, row, step)
+        Where it starts, its stride from row to row of the tile, and along the sum.
+    B : (address, step)
+        Where it starts, and its stride along the sum.
+    taps : (address, count, steps)
+        A table of `count` pairs of int64 offsets, into A and into B, and the steps of the sum for each
+        of them: at least 0 and 1.
+    init : (address, row, vector)
+        Where the sum starts from, and its strides from row to row and from vector to vector: with
+        (bias, 0, LANES) from a bias along the vectors, with (out, out_row, LANES) from a former result.
+    out : (address, row, rows, lanes)
+        Where the result goes, its stride from row to row, and how many of the ROWS rows and of the
+        ``VECS * LANES`` lanes are wanted, at least 1. Rows past the end repeat the last one, so that
+        nothing outside is read and no branch is needed; lanes past the end are computed (B and `init`
+        must be readable there) and not stored.
+    epilogue : address
+        Three elements (slope, low, high) of the activation, or 0 for none.
     ROWS, VECS, ITEM : literal int
         The tile and the element size in bytes. Literals keep Numba's disk cache working, which
         closing over a jitted function would not (numba#6264).
@@ -61,24 +66,31 @@ def contract(
     """
     n_rows, n_vecs = ROWS.literal_value, VECS.literal_value
     itemsize, a_vector = ITEM.literal_value, A_VECTOR.literal_value
-    word = types.int64
-    signature = types.void(*[word] * 16, ROWS, VECS, ITEM, A_VECTOR)
+    groups = [types.UniTuple(types.int64, size) for size in (3, 2, 3, 3, 4)]
+    signature = types.void(*groups, types.int64, ROWS, VECS, ITEM, A_VECTOR)
 
     def codegen(context, builder, _signature, args):
         emit = Emitter(builder, itemsize, host().lanes(itemsize))
-        _emit_contract(emit, args[:16], n_rows, n_vecs, bool(a_vector))
+        unpacked = [cgutils.unpack_tuple(builder, value, kind.count) for value, kind in zip(args, groups, strict=False)]
+        _emit_contract(emit, *unpacked, args[5], n_rows, n_vecs, bool(a_vector))
         return context.get_dummy_value()
 
     return signature, codegen
 
 
-def _emit_contract(emit: Emitter, args: list, n_rows: int, n_vecs: int, a_vector: bool) -> None:
-    (a, a_row, a_step, b, b_step, taps, n_taps, n_steps, init, init_row, init_vector,
-     out, out_row, rows, lanes, epilogue) = args  # fmt: skip
+def _emit_contract(
+    emit: Emitter, A: list, B: list, taps: list, init: list, out: list, epilogue: Any, n_rows: int, n_vecs: int,
+    a_vector: bool,
+) -> None:  # fmt: skip
+    a, a_row, a_step = A
+    b, b_step = B
+    table, n_taps, n_steps = taps
+    init, init_row, init_vector = init
+    out, out_row, rows, lanes = out
     bld = emit.builder
     tile = [(r, v) for r in range(n_rows) for v in range(n_vecs)]
     a, b, init, out = (emit.pointer(x) for x in (a, b, init, out))
-    taps = bld.inttoptr(taps, _I64.as_pointer())
+    table = bld.inttoptr(table, _I64.as_pointer())
     last = bld.sub(rows, _I64(1))
     row = [_I64(0)] + [_minimum(bld, _I64(r), last) for r in range(1, n_rows)]
     a_offset = [bld.mul(r, a_row) for r in row]
@@ -95,7 +107,7 @@ def _emit_contract(emit: Emitter, args: list, n_rows: int, n_vecs: int, a_vector
     bld.position_at_end(tap_loop)
     t = bld.phi(_I64)
     outer = {k: bld.phi(emit.vector) for k in tile}
-    pair = bld.gep(taps, [bld.mul(t, _I64(2))])
+    pair = bld.gep(table, [bld.mul(t, _I64(2))])
     a_tap = emit.at(a, bld.load(pair))
     b_tap = emit.at(b, bld.load(bld.gep(pair, [_I64(1)])))
     bld.branch(step_loop)

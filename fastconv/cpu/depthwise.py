@@ -95,12 +95,15 @@ def _compiled(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
             c = min(block * BLOCK, g.channels - BLOCK)
             for line in range(first_line, last_line):
                 x_line, out_line, pixels, x_row, out_row, tap, n_taps, steps = table[line]
+                o = out + ITEM * (n * g.out_batch + out_line + c)
                 for p in range(0, pixels, ROWS):
                     contract(
-                        x + ITEM * (n * g.x_batch + x_line + p * x_row + c), x_row, g.x_step,
-                        weight + ITEM * c, g.channels, g.taps + 16 * tap, n_taps, steps, bias + ITEM * c, 0, LANES,
-                        out + ITEM * (n * g.out_batch + out_line + p * out_row + c), out_row,
-                        min(ROWS, pixels - p), BLOCK, g.epilogue, ROWS, VECS, ITEM, 1,
+                        (x + ITEM * (n * g.x_batch + x_line + p * x_row + c), x_row, g.x_step),
+                        (weight + ITEM * c, g.channels),
+                        (g.taps + 16 * tap, n_taps, steps),
+                        (bias + ITEM * c, 0, LANES),
+                        (o + ITEM * p * out_row, out_row, min(ROWS, pixels - p), BLOCK),
+                        g.epilogue, ROWS, VECS, ITEM, 1,
                     )  # fmt: skip
 
     return depthwise

@@ -100,8 +100,8 @@ def _compiled(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
                     a = x_group + ITEM * (x_line + p * x_row)
                     o = out_block + ITEM * (out_line + p * out_row)
                     contract(
-                        a, x_row, g.x_step, w, BLOCK, g.taps + 16 * tap, n_taps, steps, start, 0, LANES,
-                        o if dense else scratch, out_row if dense else BLOCK, rows, filters if dense else BLOCK,
+                        (a, x_row, g.x_step), (w, BLOCK), (g.taps + 16 * tap, n_taps, steps), (start, 0, LANES),
+                        (o, out_row, rows, filters) if dense else (scratch, BLOCK, rows, BLOCK),
                         g.epilogue, ROWS, VECS, ITEM, 0,
                     )  # fmt: skip
                     if not dense:

@@ -166,9 +166,9 @@ def _pixel_rows(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
             o = out + ITEM * (n * g.out_batch + group * g.filters + block * BLOCK + first * g.out_pixel)
             for p in range(0, pixels, ROWS):
                 contract(
-                    scratch + ITEM * p * length, length, 1, b, BLOCK, g.taps, 1, length, start, 0, LANES,
-                    o + ITEM * p * g.out_pixel, g.out_pixel, min(ROWS, pixels - p), filters, g.epilogue,
-                    ROWS, VECS, ITEM, 0,
+                    (scratch + ITEM * p * length, length, 1), (b, BLOCK), (g.taps, 1, length), (start, 0, LANES),
+                    (o + ITEM * p * g.out_pixel, g.out_pixel, min(ROWS, pixels - p), filters),
+                    g.epilogue, ROWS, VECS, ITEM, 0,
                 )  # fmt: skip
 
     return im2col_rows
@@ -196,16 +196,19 @@ def _pixel_vectors(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> A
         first_block = block_job * g.blocks_per_job
         last_block = min(first_block + g.blocks_per_job, g.blocks)
         for tile in range(0, pixels, WIDE):
-            # In place, the last tile moves back onto pixels already done, for the image ends there; they
-            # get the same values again.
+            # In place, the last tile moves back onto pixels that it or another job does as well, for the
+            # image ends there: they get the same values twice.
             p = min(tile, pixels - WIDE) if g.in_place else tile
             for block in range(first_block, last_block):
                 k = group * g.filters + block * ROWS
+                o = out + ITEM * (n * g.out_batch + k * g.out_filter + first)
                 contract(
-                    weight + ITEM * (group * g.a_group + block * g.a_block), g.a_row, g.a_step,
-                    panel + ITEM * p, step, g.taps, 1, length, bias + ITEM * k * LANES, LANES, 0,
-                    out + ITEM * (n * g.out_batch + k * g.out_filter + first + p), g.out_filter,
-                    min(ROWS, g.filters - block * ROWS), pixels - p, g.epilogue, ROWS, VECS, ITEM, 0,
+                    (weight + ITEM * (group * g.a_group + block * g.a_block), g.a_row, g.a_step),
+                    (panel + ITEM * p, step),
+                    (g.taps, 1, length),
+                    (bias + ITEM * k * LANES, LANES, 0),
+                    (o + ITEM * p, g.out_filter, min(ROWS, g.filters - block * ROWS), pixels - p),
+                    g.epilogue, ROWS, VECS, ITEM, 0,
                 )  # fmt: skip
 
     return im2col_vectors

@@ -168,9 +168,12 @@ def _pixel_rows(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
                     for p in range(0, g.conv_width, ROWS):
                         o = target + ITEM * p * g.map_column
                         contract(
-                            a + ITEM * p * g.stride_w * g.channel_block, g.stride_w * g.channel_block, 1, w, BLOCK,
-                            g.taps, g.n_taps, steps, o if c else start, g.map_column if c else 0, LANES,
-                            o, g.map_column, min(ROWS, g.conv_width - p), filters, epilogue, ROWS, VECS, ITEM, 0,
+                            (a + ITEM * p * g.stride_w * g.channel_block, g.stride_w * g.channel_block, 1),
+                            (w, BLOCK),
+                            (g.taps, g.n_taps, steps),
+                            (o, g.map_column, LANES) if c else (start, 0, LANES),
+                            (o, g.map_column, min(ROWS, g.conv_width - p), filters),
+                            epilogue, ROWS, VECS, ITEM, 0,
                         )  # fmt: skip
         if not g.straight:
             for block in range(first_block, last_block):
@@ -205,12 +208,13 @@ def _pixel_vectors(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> A
                 for block in range(first_block, last_block):
                     k = group * g.filters + block * ROWS
                     o = maps + ITEM * ((block - first_block) * g.map_size + p)
-                    start = o if c else bias + ITEM * k * LANES
                     contract(
-                        weight + ITEM * (group * g.a_group + block * g.a_block + c * g.a_step), g.a_row, g.a_step,
-                        scratch + ITEM * p, g.panel_channel, g.taps, g.n_taps, channels,
-                        start, g.map_filter if c else LANES, LANES if c else 0,
-                        o, g.map_filter, min(ROWS, g.filters - block * ROWS), WIDE, epilogue, ROWS, VECS, ITEM, 0,
+                        (weight + ITEM * (group * g.a_group + block * g.a_block + c * g.a_step), g.a_row, g.a_step),
+                        (scratch + ITEM * p, g.panel_channel),
+                        (g.taps, g.n_taps, channels),
+                        (o, g.map_filter, LANES) if c else (bias + ITEM * k * LANES, LANES, 0),
+                        (o, g.map_filter, min(ROWS, g.filters - block * ROWS), WIDE),
+                        epilogue, ROWS, VECS, ITEM, 0,
                     )  # fmt: skip
         for block in range(first_block, last_block):
             _finish(

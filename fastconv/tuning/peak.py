@@ -38,7 +38,8 @@ def _fma_kernel(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
         # Steps of 0 make every operand loop-invariant: the loop is multiply-adds on registers only. Each
         # accumulator is stored to a place of its own, or the compiler would leave it out.
         contract(
-            x, 1, 0, weight, 0, g.taps, 1, g.steps, bias, 0, 0, scratch, ROW, ROWS, ROW, 0, ROWS, VECS, ITEM, 0,
+            (x, 1, 0), (weight, 0), (g.taps, 1, g.steps), (bias, 0, 0), (scratch, ROW, ROWS, ROW),
+            0, ROWS, VECS, ITEM, 0,
         )  # fmt: skip
 
     return fma_peak
