@@ -32,6 +32,7 @@ BLOCK_MS = 10
 PAUSE_S = 0.06
 _TIMING_S = 100e-6  # calls are timed in groups of at least this long
 _CALLS = 5  # timings in a sample
+_WARM_S = 6e-3
 
 
 def set_threads(threads: int) -> None:
@@ -42,8 +43,14 @@ def set_threads(threads: int) -> None:
 
 
 def time_calls(call: Callable[[], Any], number: int, calls: int = _CALLS) -> list[float]:
-    """Seconds per call, `calls` times, each from `number` calls; two calls first wake the threads."""
-    call(), call()
+    """Seconds per call, `calls` times, each from `number` calls.
+
+    Calls that are not counted come first: after a pause, threads sleep, the clock is low and caches hold
+    other data, and it takes some milliseconds until times settle.
+    """
+    start = time.perf_counter()
+    while time.perf_counter() - start < _WARM_S:
+        call()
     found = []
     for _ in range(calls):
         start = time.perf_counter()
