@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import os
+import re
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
@@ -16,24 +16,25 @@ from fastconv._version import __version__
 from fastconv.cpu.host import host
 from fastconv.descriptor import parse
 
+_ROOT = Path(__file__).parents[2]
+_IMPORT = re.compile(r"^[ \t]*(?:from (fastconv[.\w]*) import \(?([\w\s,]+)|import (fastconv\.[.\w]+))", re.MULTILINE)
+
 
 def _imports(source: Path) -> set[str]:
     """Modules of fastconv that a file imports, and names that it imports from them."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(source.read_bytes())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    for package, names, module in _IMPORT.findall(source.read_text("utf-8")):
+        found |= {module or package, *(f"{package}.{name}" for name in re.findall(r"\w+", names))}
     return {name for name in found if name.startswith("fastconv.")}
 
 
 def _source_file(name: str) -> Path | None:
     """The file of a module, or None if `name` is something else, such as a function in one."""
-    try:
-        spec = find_spec(name)
-    except ModuleNotFoundError:
-        return None
+    if name.startswith("fastconv."):
+        path = _ROOT.joinpath(*name.split("."))
+        choices = (path.with_suffix(".py"), path / "__init__.py")
+        return next((choice for choice in choices if choice.is_file()), None)
+    spec = find_spec(name)
     return Path(spec.origin) if spec and spec.origin else None
 
 
