@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
@@ -12,7 +12,7 @@ import numba
 
 from fastconv import algorithms
 from fastconv.algorithms import Candidate
-from fastconv.problem import Problem
+from fastconv.problem import ConvProblem, Problem
 from fastconv.tuning import wisdom
 
 Mode = Literal["heuristic", "measure", "wisdom"]
@@ -114,9 +114,7 @@ def choose(problem: Problem, algorithm: str | None = None, threads: int | None =
         In mode "wisdom", if the problem has not been tuned.
     """
     threads = threads or numba.config.NUMBA_NUM_THREADS
-    entry, known = wisdom.lookup(problem, threads), "wisdom"
-    if entry is not None and not _possible(problem, entry.candidate):
-        entry = None
+    entry, known = _known(problem, threads), "wisdom"
     if entry is None and algorithm is None and _State.mode != "heuristic" and problem.batch:
         entry, known = _without_wisdom(problem, threads), "measured"
     if entry is not None and algorithm in (None, entry.candidate.algorithm):
@@ -127,6 +125,15 @@ def choose(problem: Problem, algorithm: str | None = None, threads: int | None =
     predicted = algorithms.predicted_ns(problem, candidate)
     worth = threads if predicted > _WORTH_THREADS_NS else 1
     return Choice(candidate, source, predicted, entry.run_threads if entry else worth, entry)
+
+
+def _known(problem: Problem, threads: int) -> Any:
+    """The measurement of a problem, else of the same one without bias and activation, which cost little."""
+    similar = [problem]
+    if isinstance(problem, ConvProblem) and (problem.bias or problem.activation):
+        similar.append(replace(problem, bias=False, activation=None))
+    found = (wisdom.lookup(p, threads) for p in similar)
+    return next((entry for entry in found if entry is not None and _possible(problem, entry.candidate)), None)
 
 
 def _possible(problem: Problem, candidate: Candidate) -> bool:

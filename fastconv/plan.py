@@ -107,6 +107,9 @@ class Plan:
         self._dtype = np.dtype(problem.dtype)
         self._in_shape, self._out_shape = problem.in_shape, problem.out_shape
 
+    def __repr__(self) -> str:
+        return f"<fastconv.Plan {self.problem.descriptor}: {self.choice.candidate}>"
+
     @property
     def workspace_bytes(self) -> int:
         """Scratch memory of one call, in bytes."""
@@ -194,6 +197,8 @@ def plan(
         raise TypeError(f"dtype must agree with the weights' {weight.dtype}, got {np.dtype(dtype)}")
     if memory_format not in ("contiguous", "channels_last"):
         raise ValueError(f"memory_format must be 'contiguous' or 'channels_last', got {memory_format!r}")
+    if not isinstance(x_shape, (tuple, list)) or len(x_shape) not in (3, 4):
+        raise ValueError(f"x_shape must be (N, C, H, W) or (C, H, W), got {type(x_shape).__name__} {x_shape!s:.60}")
     shape = tuple(x_shape) if len(x_shape) == 4 else (1, *x_shape)
     problem = ConvProblem.create(
         shape, weight.shape, stride=stride, padding=padding, dilation=dilation, groups=groups,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 import fastconv.cli
 from fastconv._version import __version__
-from fastconv.cli import machine
+from fastconv.cli import machine, output
 from fastconv.cli.commands import app
 from fastconv.tuning import measure, search, warm
 
@@ -92,6 +93,23 @@ def test_tune_on_a_busy_machine(monkeypatch):
     result = run("tune", TINY, "--json")
     assert lines(result)[0]["disturbed"]
     assert "other programs used the CPU while 1 problem(s) were measured" in result.stderr
+
+
+def test_a_table_too_wide_for_the_terminal_becomes_records(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "40")
+    output.show_table(None, {"problem": "left", "winner": "left"}, [[TINY, "direct rows=6 vectors=4"]])
+    assert [line.strip() for line in terminal.getvalue().splitlines()] == [TINY, "winner       direct rows=6 vectors=4"]
+
+
+def test_tune_for_raw_weights():
+    (row,) = lines(run("tune", "n1c2h5w5k3r3s3", "--raw", "--budget", "0", "--json"))
+    assert row["problem"] == "n1c2h5w5k3r3s3_f32_nchw_raw"
 
 
 def test_tune_within_a_budget():

@@ -264,6 +264,15 @@ def test_a_plan_explains_itself() -> None:
     assert "im2col" in str(explanation) and explanation.as_dict()["params"] == explanation.params
 
 
+def test_wisdom_of_a_bare_convolution_serves_with_bias_and_activation(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("FASTCONV_WISDOM", str(tmp_path / "wisdom.jsonl"))
+    _, weight, bias = arrays((1, 4, 8, 8), (6, 4, 3, 3))
+    fastconv.tune("n1c4h8w8k6r3s3")
+    bare = fastconv.plan((1, 4, 8, 8), weight).choice
+    dressed = fastconv.plan((1, 4, 8, 8), weight, bias, activation="relu").choice
+    assert bare.source == dressed.source == "wisdom" and bare.candidate == dressed.candidate
+
+
 def test_one_plan_in_many_threads() -> None:
     _, weight, bias = arrays((2, 16, 30, 30), (24, 16, 3, 3))
     plan = fastconv.plan((2, 16, 30, 30), weight, bias, padding=1, pool=Pool("max", 2))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 import typer
@@ -23,7 +23,7 @@ from fastconv.cli.output import (
 )  # fmt: skip
 from fastconv.descriptor import parse
 from fastconv.plan import explain as explain_choice
-from fastconv.problem import Problem
+from fastconv.problem import ConvProblem, Problem
 from fastconv.tuning import measure, peak, search, warm
 
 app = typer.Typer(
@@ -56,10 +56,18 @@ def _options(
     """Options before the command."""
 
 
-def _problems(targets: Iterable[str], batch: int, dtype: str, memory_format: str) -> list[Problem]:
-    return search.resolve(
-        [networks.problems(t, batch, dtype, memory_format) if t in networks.names() else parse(t) for t in targets]
+def _problems(targets: Iterable[str], batch: int, dtype: str, memory_format: str, raw: bool = False) -> list[Problem]:
+    found = search.resolve(
+        [networks.problems(t, batch, dtype, memory_format) if t in networks.names() else _parse(t) for t in targets]
     )
+    return [replace(p, raw=True) if raw and isinstance(p, ConvProblem) else p for p in found]
+
+
+def _parse(target: str) -> Problem:
+    try:
+        return parse(target)
+    except ValueError as error:
+        raise ValueError(f"{error}; nor is {target!r} a network: {', '.join(networks.names())}") from None
 
 
 @app.command()
@@ -71,6 +79,9 @@ def tune(
     dtype: Dtype = "float32",
     memory_format: Format = "channels_last",
     direction: Annotated[str, typer.Option(help="forward is what can be tuned.")] = "forward",
+    raw: Annotated[
+        bool, typer.Option("--raw", help="For fastconv.conv2d, which gets weights as they are, instead of plans.")
+    ] = False,
     budget: Annotated[float | None, typer.Option(help="Seconds for everything together.")] = None,
     retune: Annotated[bool, typer.Option("--retune", help="Measure again what is known.")] = False,
     json: Json = False,
@@ -81,7 +92,7 @@ def tune(
     """
     if direction != "forward":
         raise ValueError(f"direction must be 'forward' to be tuned, got {direction!r}")
-    wanted = _problems(targets, batch, dtype, memory_format)
+    wanted = _problems(targets, batch, dtype, memory_format, raw)
     results: list[search.Result] = []
     interrupted = False
     with progress_bars() as bars:

@@ -15,6 +15,7 @@ from rich.table import Table
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
+_UNBOUNDED = 10_000
 _PIPE_WIDTH = 200  # columns of a table that goes to a file, where nothing needs to be squeezed
 
 
@@ -43,13 +44,28 @@ def emit(value: Any) -> None:
 
 def show_table(title: str | None, columns: dict[str, str], rows: Iterable[Iterable[str]]) -> None:
     """Print a table; `columns` gives each heading's side, "left" or "right"."""
+    rows = list(rows)
     table = Table(title=title, title_justify="left")
     for heading, side in columns.items():
         table.add_column(heading, justify=side, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
         table.add_row(*row)
     width = None if sys.stdout.isatty() else _PIPE_WIDTH
-    Console(file=sys.stdout, width=width, markup=False, highlight=False).print(table)
+    console = Console(file=sys.stdout, width=width, markup=False, highlight=False)
+    if Console(width=_UNBOUNDED).measure(table).maximum <= console.width:
+        console.print(table)
+    else:
+        _show_records(console, title, list(columns), [[str(cell) for cell in row] for row in rows])
+
+
+def _show_records(console: Console, title: str | None, headings: list[str], rows: list[list[str]]) -> None:
+    """The rows of a table that is too wide for the terminal, each as a heading and a few lines."""
+    if title:
+        console.print(title)
+    for first, *cells in rows:
+        console.print(first)
+        for heading, cell in zip(headings[1:], cells, strict=True):
+            console.print(f"  {heading:<12} {cell}")
 
 
 def progress_bars() -> Progress:

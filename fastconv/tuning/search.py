@@ -119,6 +119,8 @@ def tune_each(
     """`tune`, one result at a time."""
     wisdom.require()
     threads = check_threads(threads)
+    if budget is not None and not budget >= 0:
+        raise ValueError(f"budget must be a number of seconds, 0 or more, got {budget!r}")
     wanted = resolve(problems)
     if empty := [p.descriptor for p in wanted if p.batch == 0]:
         raise ValueError(f"problems must have a batch of at least 1 to be tuned, got {', '.join(empty)}")
