@@ -19,7 +19,7 @@ from numba import types
 from fastconv.arrays import aligned
 from fastconv.cpu.host import host
 from fastconv.cpu.memory import copy, fill, lanes_of, stack
-from fastconv.cpu.transpose import copy_vector, transpose_block
+from fastconv.cpu.transpose import copy_vector, transpose, transpose_block
 from fastconv.jit import inline, jit, source_stamp
 from fastconv.problem import ConvProblem
 
@@ -47,6 +47,9 @@ def packing_ns(problem: ConvProblem) -> float:
 @inline
 def _pack_block(weight, packed, length, taps, filters, block, ITEM):
     """One block of packed weights, from `filters` filters of `length` elements."""
+    if taps == 1 and filters == block:
+        transpose(weight, length, packed, block, filters, length, ITEM)
+        return
     lanes, channels = lanes_of(ITEM), length // taps
     scratch = stack(256, ITEM)  # a transposed block of at most 16 x 16
     if filters % lanes:
