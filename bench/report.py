@@ -34,7 +34,7 @@ def circumstances(threads: int, rounds: int) -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
     cpu = f"{_cpu_model()} ({llvm.get_host_cpu_name()})"
     return {"cpu": cpu, "threads": threads, "rounds": rounds, "versions": versions, "date": now}
 
