@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 
 import numpy as np
@@ -88,9 +89,9 @@ class _Bands(ConvKernel):
         span = (pool.kernel_size[0] - 1) * pool.dilation[0] + 1
         return min(self.problem.conv_size[0], (height - 1) * pool.stride[0] + span)
 
+    @abstractmethod
     def scratch(self, conv_rows: int) -> dict[str, int]:
-        """Sizes and strides in elements of the two pieces of scratch, for a band of so many rows."""
-        raise NotImplementedError
+        """Sizes and strides in elements of the pieces of scratch, for a band of so many rows."""
 
     def slab(self, height: int, blocks: int) -> int:
         """Bytes of scratch of a job."""

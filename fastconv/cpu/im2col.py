@@ -95,6 +95,16 @@ def _inside(first, step, size, count):
 
 
 @inline
+def _split(g, index):
+    """The image, group, first pixel, pixels and range of filter blocks of a job."""
+    block_job, rest = index % g.block_jobs, index // g.block_jobs
+    first, rest = rest % g.panels * g.panel, rest // g.panels
+    first_block = block_job * g.blocks_per_job
+    last_block = min(first_block + g.blocks_per_job, g.blocks)
+    return rest // g.groups, rest % g.groups, first, min(g.panel, g.pixels - first), first_block, last_block
+
+
+@inline
 def _build_rows(x, g, first, count, panel, ITEM):
     """Columns of pixels [first, first + count), one pixel after the other, as (r, s, c)."""
     length = g.kernel_h * g.kernel_w * g.channels
@@ -153,20 +163,16 @@ def _pixel_rows(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
     def im2col_rows(x, weight, bias, out, scratch, geometry, index):
         _ = stamp
         g = carray(geometry, 1)[0]
-        block_job, rest = index % g.block_jobs, index // g.block_jobs
-        first, rest = rest % g.panels * g.panel, rest // g.panels
-        group, n = rest % g.groups, rest // g.groups
-        pixels = min(g.panel, g.pixels - first)
-        length = g.kernel_h * g.kernel_w * g.channels
+        n, group, first, pixels, first_block, last_block = _split(g, index)
         _build_rows(x + ITEM * (n * g.x_batch + group * g.channels * g.x_channel), g, first, pixels, scratch, ITEM)
-        for block in range(block_job * g.blocks_per_job, min((block_job + 1) * g.blocks_per_job, g.blocks)):
+        for block in range(first_block, last_block):
             b = weights_of_block(weight, g, group, block, scratch + ITEM * g.panel_elements, BLOCK, ITEM)
             start = bias + ITEM * (group * g.blocks + block) * BLOCK
             filters = min(BLOCK, g.filters - block * BLOCK)
             o = out + ITEM * (n * g.out_batch + group * g.filters + block * BLOCK + first * g.out_pixel)
             for p in range(0, pixels, ROWS):
                 contract(
-                    (scratch + ITEM * p * length, length, 1), (b, BLOCK), (g.taps, 1, length), (start, 0, LANES),
+                    (scratch + ITEM * p * g.length, g.length, 1), (b, BLOCK), (g.taps, 1, g.length), (start, 0, LANES),
                     (o + ITEM * p * g.out_pixel, g.out_pixel, min(ROWS, pixels - p), filters),
                     g.epilogue, ROWS, VECS, ITEM, 0,
                 )  # fmt: skip
@@ -182,19 +188,13 @@ def _pixel_vectors(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> A
     def im2col_vectors(x, weight, bias, out, scratch, geometry, index):
         _ = stamp
         g = carray(geometry, 1)[0]
-        block_job, rest = index % g.block_jobs, index // g.block_jobs
-        first, rest = rest % g.panels * g.panel, rest // g.panels
-        group, n = rest % g.groups, rest // g.groups
-        pixels = min(g.panel, g.pixels - first)
-        length = g.kernel_h * g.kernel_w * g.channels
+        n, group, first, pixels, first_block, last_block = _split(g, index)
         image = x + ITEM * (n * g.x_batch + group * g.channels * g.x_channel)
         panel, step = scratch, g.panel
         if g.in_place:
             panel, step = image + ITEM * first, g.x_channel
         else:
             _build_vectors(image, g, first, pixels, scratch, ITEM)
-        first_block = block_job * g.blocks_per_job
-        last_block = min(first_block + g.blocks_per_job, g.blocks)
         for tile in range(0, pixels, WIDE):
             # In place, the last tile moves back onto pixels that it or another job does as well, for the
             # image ends there: they get the same values twice.
@@ -205,7 +205,7 @@ def _pixel_vectors(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> A
                 contract(
                     (weight + ITEM * (group * g.a_group + block * g.a_block), g.a_row, g.a_step),
                     (panel + ITEM * p, step),
-                    (g.taps, 1, length),
+                    (g.taps, 1, g.length),
                     (bias + ITEM * k * LANES, LANES, 0),
                     (o + ITEM * p, g.out_filter, min(ROWS, g.filters - block * ROWS), pixels - p),
                     g.epilogue, ROWS, VECS, ITEM, 0,
