@@ -63,13 +63,14 @@ class Emitter:
         name = f"llvm.masked.store.{self.suffix}.p0"
         b.call(cgutils.get_or_insert_function(b.module, kind, name), [value, as_vector, _I32(self.itemsize), mask])
 
-    def load_masked(self, pointer: Any, mask: Any) -> Any:
-        """The lanes of a mask; the others are undefined, and not read."""
+    def load_masked(self, pointer: Any, mask: Any, otherwise: Any = None) -> Any:
+        """The lanes of a mask; the others are not read, and those of `otherwise`, or undefined."""
         b = self.builder
         as_vector = b.bitcast(pointer, self.vector.as_pointer())
         kind = ir.FunctionType(self.vector, [as_vector.type, _I32, mask.type, self.vector])
         function = cgutils.get_or_insert_function(b.module, kind, f"llvm.masked.load.{self.suffix}.p0")
-        return b.call(function, [as_vector, _I32(self.itemsize), mask, ir.Constant(self.vector, ir.Undefined)])
+        otherwise = otherwise or ir.Constant(self.vector, ir.Undefined)
+        return b.call(function, [as_vector, _I32(self.itemsize), mask, otherwise])
 
     def transpose(self, rows: list) -> list:
         """As many vectors as there are lanes, with rows and lanes swapped.

@@ -14,9 +14,6 @@ import numpy as np
 
 from fastconv.problem import ConvProblem, Pair
 
-# Columns of the table of lines.
-X, OUT, COUNT, X_ROW, OUT_ROW, TAP, TAPS, STEPS = range(8)
-
 
 @dataclass(frozen=True)
 class Segment:

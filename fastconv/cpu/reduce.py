@@ -219,13 +219,8 @@ class _Reduction:
 
     def _load_first(self, pointer: Any, count: Any) -> Any:
         """Load `count` lanes; the others are those of an empty window."""
-        emit, bld = self.emitter, self.emitter.builder
-        numbers = ir.Constant(self.integers, list(range(emit.lanes)))
-        mask = bld.icmp_signed("<", numbers, self._integer(count))
-        as_vector = bld.bitcast(pointer, emit.vector.as_pointer())
-        kind = ir.FunctionType(emit.vector, [as_vector.type, _I32, mask.type, emit.vector])
-        load = cgutils.get_or_insert_function(bld.module, kind, f"llvm.masked.load.{emit.suffix}.p0")
-        return bld.call(load, [as_vector, _I32(emit.itemsize), mask, self.empty])
+        emit = self.emitter
+        return emit.load_masked(pointer, emit.first(count), self.empty)
 
     def _store_all(self, emit: Emitter, values: list, address: Any, lanes: Any) -> None:
         for offset, value in zip(self.offsets, values, strict=False):

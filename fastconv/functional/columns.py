@@ -95,14 +95,14 @@ def col2im(
     batch, rows, length = matrix.shape
     if rows == 0 or rows % taps:
         raise ValueError(
-            f"columns must have C * {taps} rows for kernel_size {window[0]}, got {rows} in shape {columns.shape}"
+            f"columns must have C * {taps} rows for kernel_size {window[0]}, got {rows} in shape {np.shape(columns)}"
         )
     kernel = _kernel(Fold, batch, rows // taps, size, window, str(matrix.dtype), numba.config.NUMBA_NUM_THREADS)
     high, wide = kernel.problem.windows
     if length != high * wide:
         raise ValueError(
             f"columns must have {high} * {wide} = {high * wide} columns for output_size {size}, got {length} "
-            f"in shape {columns.shape}; check kernel_size, dilation, padding and stride"
+            f"in shape {np.shape(columns)}; check kernel_size, dilation, padding and stride"
         )
     out = np.empty(kernel.problem.image_shape, matrix.dtype)
     kernel.run(matrix.reshape(kernel.problem.columns_shape), out)
