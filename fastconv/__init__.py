@@ -1,11 +1,13 @@
 """fastconv: fast convolution and pooling from Numba-compiled kernels, chosen by an autotuner."""
 
+from fastconv import grad
 from fastconv._version import __version__
 from fastconv.descriptor import parse
 from fastconv.dispatch import WisdomError, set_mode
 from fastconv.functional.columns import col2im, im2col
 from fastconv.functional.conv import conv1d, conv2d
 from fastconv.functional.pool import avg_pool2d, global_avg_pool2d, global_max_pool2d, lp_pool2d, max_pool2d
+from fastconv.functional.transposed import conv_transpose2d
 from fastconv.plan import Plan, plan
 from fastconv.problem import ConvProblem, Pool, PoolProblem, conv_output_size
 from fastconv.tuning import tune
@@ -22,8 +24,10 @@ __all__ = [
     "conv1d",
     "conv2d",
     "conv_output_size",
+    "conv_transpose2d",
     "global_avg_pool2d",
     "global_max_pool2d",
+    "grad",
     "im2col",
     "lp_pool2d",
     "max_pool2d",

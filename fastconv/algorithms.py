@@ -9,8 +9,8 @@ Every module in the list offers the same names:
 ``cost(problem, params) -> float``
     Predicted time in nanoseconds on one thread: coarse, but comparable between algorithms.
 ``make(problem, params, threads) -> kernel``
-    Compile (or load) the kernel; for convolutions a `fastconv.cpu.kernel.ConvKernel`, for pooling a
-    `fastconv.cpu.kernel.PoolKernel`.
+    Compile (or load) the kernel; for convolutions a `fastconv.cpu.kernel.ConvKernel`, for their gradients a
+    `fastconv.cpu.kernel.GradKernel`, for pooling a `fastconv.cpu.pool_kernel.PoolKernel`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ _MODULES = {
     ("conv", "cpu", "tiled"): "fastconv.cpu.tiled",
     ("conv", "cpu", "depthwise"): "fastconv.cpu.depthwise",
     ("conv", "cpu", "reference"): "fastconv.reference",
+    ("conv_backward_input", "cpu", "reference"): "fastconv.reference_backward",
+    ("conv_backward_weight", "cpu", "reference"): "fastconv.reference_backward",
     ("pool", "cpu", "direct"): "fastconv.cpu.pool",
     ("pool", "cpu", "im2col"): "fastconv.cpu.pool_im2col",
     ("pool", "cpu", "reference"): "fastconv.reference",

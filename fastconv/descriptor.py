@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from fastconv.problem import ACTIVATIONS, DTYPES, FORMATS, ConvProblem, Pool, PoolProblem, Problem
+from fastconv.problem import ACTIVATIONS, DIRECTIONS, DTYPES, FORMATS, ConvProblem, Pool, PoolProblem, Problem
 
 _NUMBERS = r"\d+(?:\.\d+)*"
 _HEAD = re.compile(
@@ -23,7 +23,7 @@ _FLAGS = {
     **{word: ("dtype", name) for word, name in DTYPES.items()},
     **{word: ("memory_format", name) for word, name in FORMATS.items()},
     **{name.replace("_", ""): ("activation", name) for name in ACTIVATIONS},
-    **{name.replace("_", ""): ("direction", name) for name in ("forward", "backward_input", "backward_weight")},
+    **{word: ("direction", name) for word, name in DIRECTIONS.items() if word},
     "bias": ("bias", True),
     "raw": ("raw", True),
     "indices": ("return_indices", True),

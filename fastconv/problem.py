@@ -21,6 +21,8 @@ _relu ...    activation (`ACTIVATIONS`)
 _max3u2p1    pooling, see `Pool.descriptor`
 _raw         weights are not packed beforehand (`ConvProblem.raw`)
 _indices     max pooling that returns indices
+_dgrad       the gradient of the input is wanted (direction "backward_input")
+_wgrad       the gradient of the weights is wanted (direction "backward_weight")
 ===========  ==========================================================================
 """
 
@@ -38,10 +40,12 @@ Pair: TypeAlias = tuple[int, int]
 
 ACTIVATIONS = ("relu", "relu6", "leaky_relu")
 LEAKY_SLOPE = 0.01
+DIRECTIONS = {"": "forward", "dgrad": "backward_input", "wgrad": "backward_weight"}
 DTYPES = {"f32": "float32", "f64": "float64"}
 FORMATS: dict[str, MemoryFormat] = {"nchw": "contiguous", "nhwc": "channels_last"}
 _DTYPE_WORD = {name: word for word, name in DTYPES.items()}
 _FORMAT_WORD = {name: word for word, name in FORMATS.items()}
+_DIRECTION_WORD = {name: word for word, name in DIRECTIONS.items()}
 
 
 def conv_output_size(W: int, F: int, padding: int | Pair = 0, stride: int = 1, dilation: int = 1) -> int:
@@ -222,6 +226,10 @@ class ConvProblem:
     All sizes are tuples with one entry per spatial axis, padding one (begin, end) pair per axis. Use
     `create` for arguments as a user gives them. `raw` says that the weights come as they are with each
     call, so that packing them is part of the work; a plan packs them once.
+
+    A gradient (`direction`) is described by the sizes of its forward convolution. It has no epilogue, but
+    that of the input may add a bias per channel of the input: it serves as the transposed convolution too.
+    Its arrays always come as they are.
     """
 
     batch: int
@@ -269,6 +277,7 @@ class ConvProblem:
             raise ValueError(f"activation must be None or one of {ACTIVATIONS}, got {rest['activation']!r}")
         if not isinstance(rest.get("pool"), (Pool, type(None))):
             raise ValueError(f"pool must be a fastconv.Pool or None, got {rest['pool']!r}")
+        _check_direction(**rest)
         size = (int(x_shape[2]), int(x_shape[3]))
         problem = cls(int(x_shape[0]), channels, size, filters, kernel, strides, pads, dilations, int(groups), **rest)
         _ = problem.out_shape  # raises where the kernel or the window does not fit
@@ -336,8 +345,8 @@ class ConvProblem:
         words += ["bias"] if self.bias else []
         words += [self.activation.replace("_", "")] if self.activation else []
         words += [self.pool.descriptor] if self.pool else []
-        words += [self.direction.replace("_", "")] if self.direction != "forward" else []
         words += ["raw"] if self.raw else []
+        words += [_DIRECTION_WORD[self.direction]] if self.direction != "forward" else []
         return "_".join(words)
 
     def without_epilogue(self) -> ConvProblem:
@@ -356,13 +365,18 @@ class PoolProblem:
     dtype: str = "float32"
     memory_format: MemoryFormat = "contiguous"
     return_indices: bool = False
-
-    operation = "pool"
+    direction: str = "forward"
 
     def __post_init__(self) -> None:
+        _check_choice("direction", self.direction, ("forward", "backward_input"))
         _check_sizes(self.batch, channels=self.channels, height=self.in_size[0], width=self.in_size[1])
         _check_choice("dtype", self.dtype, tuple(_DTYPE_WORD))
         _check_choice("memory_format", self.memory_format, tuple(_FORMAT_WORD))
+
+    @property
+    def operation(self) -> str:
+        """The name under which algorithms for this kind of problem are registered."""
+        return "pool" if self.direction == "forward" else f"pool_{self.direction}"
 
     @cached_property
     def out_size(self) -> Pair:
@@ -400,7 +414,9 @@ class PoolProblem:
         """The one-line name; `fastconv.parse` reads it back."""
         words = [f"n{self.batch}c{self.channels}h{self.in_size[0]}w{self.in_size[1]}", self.pool.descriptor]
         words += [_DTYPE_WORD[self.dtype], _FORMAT_WORD[self.memory_format]]
-        return "_".join(words + (["indices"] if self.return_indices else []))
+        words += ["indices"] if self.return_indices else []
+        words += [_DIRECTION_WORD[self.direction]] if self.direction != "forward" else []
+        return "_".join(words)
 
 
 Problem: TypeAlias = ConvProblem | PoolProblem
@@ -428,6 +444,14 @@ def _check_sizes(batch: int, **sizes: int) -> None:
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+
+
+def _check_direction(direction: str = "forward", **rest: Any) -> None:
+    _check_choice("direction", direction, tuple(_DIRECTION_WORD))
+    epilogue = ("activation", "pool", "raw") if direction == "backward_input" else ("bias", "activation", "pool", "raw")
+    fused = [name for name in epilogue if rest.get(name)]
+    if direction != "forward" and fused:
+        raise ValueError(f"direction {direction!r} is of the convolution alone, got {', '.join(fused)} with it")
 
 
 def _check_groups(groups: Any, channels: int, filters: int, channels_per_group: int) -> None:

@@ -62,7 +62,7 @@ class ReferenceConv:
     def run(self, x: np.ndarray, packed: Packed, out: np.ndarray) -> None:
         """Compute `out` from `x`; both (N, C, H, W) with the problem's sizes and dtype, and any strides."""
         weight = packed.weight.reshape(self.problem.weight_shape)
-        _store(convolve(self.problem, x, weight, packed.bias), out)
+        store(convolve(self.problem, x, weight, packed.bias), out)
 
     def convolve(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
         """`run` with weights and bias as they are."""
@@ -85,12 +85,13 @@ class ReferencePool:
     def run(self, x: np.ndarray, out: np.ndarray, indices: np.ndarray | None = None) -> None:
         """Compute `out` (N, C, H, W), and the int64 `indices` of the same shape if given, from `x`."""
         values, found = pooling(self.problem, x)
-        _store(values, out)
+        store(values, out)
         if indices is not None:
             indices[...] = found
 
 
-def _store(values: np.ndarray, out: np.ndarray) -> None:
+def store(values: np.ndarray, out: np.ndarray) -> None:
+    """Round float64 `values` to the dtype of `out`."""
     with np.errstate(over="ignore", invalid="ignore"):  # beyond float32 is inf, as in the other kernels
         out[...] = values
 
@@ -114,9 +115,9 @@ def convolve(problem: ConvProblem, x: np.ndarray, weight: np.ndarray, bias: np.n
     """
     shape = (problem.batch, problem.out_channels, *problem.conv_size)
     begin = (problem.padding[0][0], problem.padding[1][0])
-    start = np.zeros(problem.out_channels) if bias is None else _float64(bias)
+    start = np.zeros(problem.out_channels) if bias is None else as_float64(bias)
     out = np.empty(shape)
-    _convolve(_float64(x), _float64(weight), start, problem.stride, begin, problem.dilation, problem.groups, out)
+    _convolve(as_float64(x), as_float64(weight), start, problem.stride, begin, problem.dilation, problem.groups, out)
     out = _activate(out, problem.activation)
     return pooling(problem.pool, out)[0] if problem.pool else out
 
@@ -141,7 +142,7 @@ def pooling(problem: PoolProblem | Pool, x: np.ndarray) -> tuple[np.ndarray, np.
         with dilation) that has no pixel.
     """
     pool = problem.pool if isinstance(problem, PoolProblem) else problem
-    image = _float64(x)
+    image = as_float64(x)
     out = np.empty((*image.shape[:2], *pool.output_size(image.shape[2:])))
     if pool.mode == "max":
         indices = np.empty(out.shape, np.int64)
@@ -155,8 +156,8 @@ def pooling(problem: PoolProblem | Pool, x: np.ndarray) -> tuple[np.ndarray, np.
     return out, None
 
 
-def _float64(array: np.ndarray) -> np.ndarray:
-    # One dtype and one layout, so that each loop nest is compiled once.
+def as_float64(array: np.ndarray) -> np.ndarray:
+    """One dtype and one layout, so that each loop nest is compiled once."""
     return np.ascontiguousarray(array, np.float64)
 
 

@@ -110,13 +110,6 @@ def empty(problem: Problem, fill: float = np.nan, dtype: str | None = None) -> n
     return as_format(np.full(problem.out_shape, fill, dtype or problem.dtype), problem.memory_format)
 
 
-def test_what_no_algorithm_computes_is_refused() -> None:
-    backward = replace(SELECTION[0], direction="backward_input")
-    assert algorithms.supporting(backward) == []
-    with pytest.raises(ValueError, match="no algorithm is registered for the conv_backward_input of n2c5h9w7"):
-        algorithms.candidates(backward)
-
-
 def run_guarded(problem: ConvProblem, name: str, params: dict[str, int], threads: int, end: bool) -> np.ndarray:
     """Run with every array, the packed ones too, against a forbidden page; check and return the result."""
     x, weight, bias, expected = conv_case(problem)

@@ -20,10 +20,12 @@ ORDER = [
     ["algorithms", "descriptor", "networks", "arrays"],
     ["cpu"],
     ["reference"],
+    ["reference_backward"],
     ["tuning"],
     ["dispatch"],
     ["plan"],
     ["functional"],
+    ["grad"],
     [""],  # fastconv/__init__.py
     ["cli", "__main__"],
 ]

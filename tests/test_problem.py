@@ -39,6 +39,18 @@ def fits(pool: Pool, size: tuple[int, int]) -> bool:
     return True
 
 
+epilogues = st.fixed_dictionaries(
+    {"bias": st.booleans(), "activation": st.sampled_from([None, *ACTIVATIONS]), "raw": st.booleans()}
+)
+directions = st.sampled_from(
+    [
+        {"direction": "backward_input"},
+        {"direction": "backward_input", "bias": True},
+        {"direction": "backward_weight"},
+    ]
+)
+
+
 @st.composite
 def conv_problems(draw: st.DrawFn) -> ConvProblem:
     groups = draw(st.integers(1, 4))
@@ -48,9 +60,10 @@ def conv_problems(draw: st.DrawFn) -> ConvProblem:
     problem = ConvProblem.create(
         (draw(st.integers(0, 3)), channels * groups, *size), (filters, channels, *kernel), stride=draw(pairs),
         padding=padding, dilation=dilation, groups=groups, dtype=draw(dtypes), memory_format=draw(memory_formats),
-        bias=draw(st.booleans()), activation=draw(st.sampled_from([None, *ACTIVATIONS])),
-        direction=draw(st.sampled_from(["forward", "backward_input", "backward_weight"])), raw=draw(st.booleans()),
+        **draw(epilogues | directions),
     )  # fmt: skip
+    if problem.direction != "forward":
+        return problem
     pool = draw(st.none() | pools())
     return replace(problem, pool=pool) if pool and fits(pool, problem.conv_size) else problem
 

@@ -1,0 +1,137 @@
+"""Transposed convolution, which is the gradient of a convolution's input as a layer of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastconv.arrays import as_floats, as_image, check_out, empty, memory_format
+from fastconv.dispatch import kernel_for
+from fastconv.functional.calls import CallCache
+from fastconv.problem import ConvProblem, Pair, pair, padding_pairs
+
+_calls = CallCache()
+
+
+def conv_transpose2d(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None, stride: Any = 1, padding: Any = 0,
+    output_padding: Any = 0, groups: int = 1, dilation: Any = 1, *, algorithm: str | None = None,
+    out: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
+    """2-D transposed convolution: the gradient of `conv2d` with respect to its input, as an operator.
+
+    Parameters
+    ----------
+    x : array (N, C, H, W) or (C, H, W)
+        float32 or float64, any strides. The memory format is read from the strides.
+    weight : array (C, K/groups, R, S)
+        Same dtype as `x`.
+    bias : array (K,), optional
+    stride : int or (int, int), default 1
+    padding : int, (int, int) or ((top, bottom), (left, right)), default 0
+        Of the convolution whose gradient this is: so much is cut off the result.
+    output_padding : int or (int, int), default 0
+        Added to the size of the result at the bottom and at the right; less than the stride or the dilation.
+    groups : int, default 1
+        Must divide C and K.
+    dilation : int or (int, int), default 1
+    algorithm : str, optional
+        A registered algorithm; the tuned or predicted best if not given.
+    out : array, optional
+        Where to write the result.
+
+    Returns
+    -------
+    array (N, K, Ho, Wo) or (K, Ho, Wo)
+        In the memory format of `x`; Ho = (H - 1)*S - (top + bottom) + D*(R - 1) + output_padding + 1.
+
+    Raises
+    ------
+    TypeError
+        If an array is not float32 or float64, or dtypes differ.
+    ValueError
+        Names the argument that does not fit, its value and what would do.
+    """
+    image, batched = as_image(x, "x")
+    weight = as_floats(weight, "weight", (4,))
+    strides, dilations = pair(stride, "stride", least=1), pair(dilation, "dilation", least=1)
+    size = _transposed_size(image, weight, strides, padding, output_padding, dilations)
+    if not isinstance(groups, (int, np.integer)) or groups < 1:
+        raise ValueError(f"groups must be a positive int, got {groups!r}")
+    in_size = (image.shape[0], weight.shape[1] * groups, *size)
+    options = (stride, padding, dilation, groups)
+    named = ("x", "the result")
+    return input_gradient(in_size if batched else in_size[1:], weight, x, options, bias, algorithm, out, named)
+
+
+def _transposed_size(
+    x: np.ndarray, weight: np.ndarray, stride: Pair, padding: Any, output_padding: Any, dilation: Pair
+) -> Pair:
+    extra = pair(output_padding, "output_padding", least=0)
+    pads = padding_pairs(padding, weight.shape[2:], stride, dilation)
+    sizes = []
+    for i, name in enumerate(("height", "width")):
+        if extra[i] >= max(stride[i], dilation[i]):
+            raise ValueError(f"output_padding must be less than the stride or the dilation, got {output_padding!r}")
+        span = dilation[i] * (weight.shape[2 + i] - 1) + 1
+        sizes.append((x.shape[2 + i] - 1) * stride[i] - sum(pads[i]) + span + extra[i])
+        if sizes[i] < 1:
+            raise ValueError(f"padding {padding!r} leaves nothing of the result's {name}; use less")
+    return sizes[0], sizes[1]
+
+
+def input_gradient(
+    in_shape: tuple[int, ...], weight: np.ndarray, grad_output: np.ndarray, options: tuple, bias: np.ndarray | None,
+    algorithm: str | None, out: np.ndarray | None, named: tuple[str, str] = ("grad_output", "input_size"),
+) -> np.ndarray:  # fmt: skip
+    """What the gradient of the input and the transposed convolution share.
+
+    `in_shape` is that of the result, `options` are (stride, padding, dilation, groups), and `named` is what
+    error messages call `grad_output` and `in_shape`.
+    """
+    image, batched = as_image(grad_output, named[0])
+    weight = as_floats(weight, "weight", (4,))
+    if weight.dtype != image.dtype:
+        raise TypeError(f"weight must have the dtype of {named[0]}, {image.dtype}, got {weight.dtype}")
+    shape = in_shape if batched else (1, *in_shape)
+    if bias is not None:
+        bias = as_floats(bias, "bias", (1,))
+        if bias.dtype != image.dtype or bias.shape != (shape[1],):
+            raise ValueError(f"bias must be {image.dtype} of shape ({shape[1]},), got {bias.dtype} {bias.shape}")
+    key = (shape, weight.shape, image.shape, image.strides, image.dtype.char, *options, bias is None, algorithm)
+    try:
+        kernel, format = _calls[key]
+    except (KeyError, TypeError):  # TypeError: a list among the arguments
+        problem = gradient_problem("backward_input", shape, weight.shape, image, options, named, bias is not None)
+        kernel, format = kernel_for(problem, algorithm)[0], problem.memory_format
+        _calls.remember(key, (kernel, format))
+    if out is not None:
+        check_out(out, in_shape, image.dtype, *(a for a in (image, weight, bias) if a is not None))
+    result = empty(shape, image.dtype, format) if out is None else out if batched else out[None]
+    kernel.run(image, weight, result, bias)
+    return out if out is not None else result if batched else result[0]
+
+
+def gradient_problem(
+    direction: str, in_shape: tuple[int, ...], weight_shape: tuple[int, ...], grad_output: np.ndarray, options: tuple,
+    named: tuple[str, str], bias: bool = False, format: Any = None,
+) -> ConvProblem:  # fmt: skip
+    """The problem of a gradient, checked against the shape of `grad_output`.
+
+    Raises
+    ------
+    ValueError
+        If the sizes do not belong together.
+    """
+    stride, padding, dilation, groups = options
+    problem = ConvProblem.create(
+        in_shape, weight_shape, stride=stride, padding=padding, dilation=dilation, groups=groups, bias=bias,
+        dtype=str(grad_output.dtype), memory_format=format or memory_format(grad_output), direction=direction,
+    )  # fmt: skip
+    if problem.out_shape != grad_output.shape:
+        raise ValueError(
+            f"{named[0]} must have shape {problem.out_shape} for {named[1]} {tuple(in_shape)} and weight "
+            f"{tuple(weight_shape)}, got {grad_output.shape}"
+        )
+    return problem

@@ -1,0 +1,111 @@
+"""Gradients of a convolution, with the names of torch.nn.grad."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastconv.arrays import as_image, check_out, memory_format
+from fastconv.dispatch import kernel_for
+from fastconv.functional.calls import CallCache
+from fastconv.functional.transposed import gradient_problem, input_gradient
+
+_calls = CallCache()
+
+
+def conv2d_input(
+    input_size: tuple[int, ...], weight: np.ndarray, grad_output: np.ndarray, stride: Any = 1, padding: Any = 0,
+    dilation: Any = 1, groups: int = 1, *, algorithm: str | None = None, out: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
+    """Gradient of `fastconv.conv2d` with respect to its input.
+
+    Parameters
+    ----------
+    input_size : (N, C, H, W) or (C, H, W)
+        Shape of the input, and of the result.
+    weight : array (K, C/groups, R, S)
+    grad_output : array (N, K, Ho, Wo) or (K, Ho, Wo)
+        Same dtype as `weight`, any strides.
+    stride, padding, dilation, groups
+        As the convolution had them.
+    algorithm : str, optional
+        A registered algorithm; the tuned or predicted best if not given.
+    out : array, optional
+        Where to write the result.
+
+    Returns
+    -------
+    array of shape `input_size`
+        In the memory format of `grad_output`.
+
+    Raises
+    ------
+    TypeError
+        If an array is not float32 or float64, or dtypes differ.
+    ValueError
+        Names the argument that does not fit, its value and what would do.
+    """
+    size = _size(input_size, "input_size", (3, 4))
+    if len(size) != np.ndim(grad_output):
+        raise ValueError(f"input_size must have as many axes as grad_output, got {size}")
+    return input_gradient(size, weight, grad_output, (stride, padding, dilation, groups), None, algorithm, out)
+
+
+def conv2d_weight(
+    input: np.ndarray, weight_size: tuple[int, ...], grad_output: np.ndarray, stride: Any = 1, padding: Any = 0,
+    dilation: Any = 1, groups: int = 1, *, algorithm: str | None = None, out: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
+    """Gradient of `fastconv.conv2d` with respect to its weights.
+
+    Parameters
+    ----------
+    input : array (N, C, H, W) or (C, H, W)
+        float32 or float64, any strides.
+    weight_size : (K, C/groups, R, S)
+        Shape of the weights, and of the result.
+    grad_output : array (N, K, Ho, Wo) or (K, Ho, Wo)
+        Same dtype as `input`, any strides.
+    stride, padding, dilation, groups, algorithm, out
+        As in `conv2d_input`.
+
+    Returns
+    -------
+    array (K, C/groups, R, S)
+        Contiguous. The sum over images and pixels is cut by the problem, never by the number of threads: the
+        same bits whatever the threads.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `conv2d_input`.
+    """
+    image, _ = as_image(input, "input")
+    gradient, _ = as_image(grad_output, "grad_output")
+    if gradient.dtype != image.dtype:
+        raise TypeError(f"grad_output must have the dtype of input, {image.dtype}, got {gradient.dtype}")
+    if np.ndim(input) != np.ndim(grad_output):
+        raise ValueError(f"grad_output must have as many axes as input, got {gradient.shape} for {image.shape}")
+    shape, options = _size(weight_size, "weight_size", (4,)), (stride, padding, dilation, groups)
+    key = (image.shape, image.strides, image.dtype.char, shape, gradient.shape, gradient.strides, *options, algorithm)
+    try:
+        kernel = _calls[key]
+    except (KeyError, TypeError):  # TypeError: a list among the arguments
+        named = ("grad_output", "input of shape")
+        problem = gradient_problem(
+            "backward_weight", image.shape, shape, gradient, options, named, format=memory_format(image)
+        )
+        kernel = kernel_for(problem, algorithm)[0]
+        _calls.remember(key, kernel)
+    if out is None:
+        out = np.empty(shape, image.dtype)
+    else:
+        check_out(out, shape, image.dtype, image, gradient)
+    kernel.run(image, gradient, out)
+    return out
+
+
+def _size(size: Any, name: str, ndim: tuple[int, ...]) -> tuple[int, ...]:
+    if not isinstance(size, (tuple, list)) or len(size) not in ndim:
+        raise ValueError(f"{name} must be a shape of {' or '.join(map(str, ndim))} axes, got {size!r}")
+    return tuple(int(n) for n in size)
