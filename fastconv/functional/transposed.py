@@ -9,7 +9,7 @@ import numpy as np
 from fastconv.arrays import as_floats, as_image, check_out, empty, memory_format
 from fastconv.dispatch import kernel_for
 from fastconv.functional.calls import CallCache
-from fastconv.problem import ConvProblem, Pair, pair, padding_pairs
+from fastconv.problem import ConvProblem, Pair, padding_pairs, pair
 
 _calls = CallCache()
 
