@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import math
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -27,24 +29,33 @@ def memory_format(x: np.ndarray) -> MemoryFormat:
 
 def empty(shape: tuple[int, ...], dtype: Any, format: MemoryFormat) -> np.ndarray:
     """An uninitialised (N, C, H, W) array in the given memory format."""
+    return allocator(shape, dtype, format)()
+
+
+def allocator(shape: tuple[int, ...], dtype: Any, format: MemoryFormat) -> Callable[[], np.ndarray]:
+    """`empty` for many arrays that are alike."""
     n, c, h, w = shape
-    large = n * c * h * w > _WORTH_ALIGNING
+    dtype = np.dtype(dtype)
+    if n * c * h * w <= _WORTH_ALIGNING:
+        if format == "contiguous":
+            return partial(np.empty, shape, dtype)
+        strides = tuple(dtype.itemsize * step for step in (h * w * c, 1, w * c, c))
+        return partial(np.ndarray, shape, dtype, None, 0, strides)  # faster than a transposed view
     if format == "contiguous":
-        return aligned(shape, dtype) if large else np.empty(shape, dtype)
-    last = (n, h, w, c)
-    return (aligned(last, dtype) if large else np.empty(last, dtype)).transpose(0, 3, 1, 2)
+        return partial(aligned, shape, dtype)
+    return lambda: aligned((n, h, w, c), dtype).transpose(0, 3, 1, 2)
 
 
 def aligned(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
     """An uninitialised array that starts at a cache line: no vector in it straddles two of them."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    size = math.prod((shape,) if isinstance(shape, int) else shape) * np.dtype(dtype).itemsize
     memory = np.empty(size + _CACHE_LINE, np.uint8)
     start = -memory.ctypes.data % _CACHE_LINE
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def as_floats(x: Any, name: str, ndim: tuple[int, ...]) -> np.ndarray:
-    """`x` as a float32 or float64 array of one of the given ranks, not copied if it is one.
+def as_floats(x: Any, name: str, ndim: tuple[int, ...] | None = None) -> np.ndarray:
+    """`x` as a float32 or float64 array of one of the given ranks (any if None), not copied if it is one.
 
     Raises
     ------
@@ -56,7 +67,7 @@ def as_floats(x: Any, name: str, ndim: tuple[int, ...]) -> np.ndarray:
     array = x if isinstance(x, np.ndarray) else np.asarray(x)
     if array.dtype not in FLOATS or not array.dtype.isnative:
         raise TypeError(f"{name} must be float32 or float64, got {array.dtype}; use {name}.astype(numpy.float32)")
-    if array.ndim not in ndim:
+    if ndim is not None and array.ndim not in ndim:
         wanted = " or ".join(str(n) for n in ndim)
         raise ValueError(f"{name} must have {wanted} axes, got shape {array.shape}")
     return array if array.flags.aligned else array.copy(order="K")

@@ -7,8 +7,10 @@ never check bounds (the tests do, with guard pages) and keep IEEE semantics (no 
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,27 @@ def source_stamp() -> str:
     return digest.hexdigest()[:16]
 
 
+@cache
+def _spare_scipy() -> None:
+    """Keep Numba from importing SciPy, which takes longer than everything else that a first call does.
+
+    While Numba registers what it can compile it imports ``scipy.linalg``, only to learn whether that works
+    (``numba.np.arraymath._HAVE_BLAS``). Where SciPy is installed the answer is taken for granted; functions
+    that call BLAS look again when they are compiled.
+    """
+    from numba.np import linalg
+
+    real = getattr(linalg, "ensure_blas", None)
+    if real is None or "numba.np.arraymath" in sys.modules or find_spec("scipy") is None:
+        return
+    linalg.ensure_blas = lambda: None
+    try:
+        import numba.np.arraymath as arraymath
+    finally:
+        linalg.ensure_blas = real
+    arraymath.ensure_blas = real
+
+
 def jit(*args: Any, **options: Any) -> Any:
     """``numba.njit`` with the project's options; also usable with an explicit signature."""
     return njit(*args, **{**OPTIONS, "nogil": True, **options})
@@ -50,10 +73,23 @@ def job_kernel(geometry: np.dtype) -> Callable[[Callable], Any]:
     do. A job runs on one thread; spreading jobs over threads is `fastconv.cpu.launch`'s business, so
     each kernel is compiled only once.
     """
-    signature = types.void(*[types.int64] * 5, types.CPointer(from_dtype(geometry)), types.int64)
-    return cfunc(signature, **OPTIONS)
+    return _c_function(*[types.int64] * 5, types.CPointer(from_dtype(geometry)), types.int64)
+
+
+def record_kernel(record: np.dtype) -> Callable[[Callable], Any]:
+    """Compile ``job(scratch, record, index)`` to a C function pointer.
+
+    Like `job_kernel`, but everything that a job reads or writes, arrays included (by address), is in the
+    record; for `fastconv.cpu.launch.run_jobs`.
+    """
+    return _c_function(types.int64, types.CPointer(from_dtype(record)), types.int64)
 
 
 def address_kernel(arguments: int) -> Callable[[Callable], Any]:
     """Compile a function of int64 arguments (addresses and sizes) to a C function pointer."""
-    return cfunc(types.void(*[types.int64] * arguments), **OPTIONS)
+    return _c_function(*[types.int64] * arguments)
+
+
+def _c_function(*arguments: types.Type) -> Callable[[Callable], Any]:
+    _spare_scipy()  # every kernel of the library is a C function, so this comes before all other compilation
+    return cfunc(types.void(*arguments), **OPTIONS)

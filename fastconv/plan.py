@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from fastconv import algorithms
-from fastconv.arrays import as_floats, as_image, check_out, empty
+from fastconv.arrays import allocator, as_floats, as_image, check_out
 from fastconv.dispatch import Choice, kernel_for
 from fastconv.problem import ConvProblem, MemoryFormat, Pool
+
+_MOST_LAYOUTS = 64  # of inputs, remembered for each plan
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ class Plan:
         self._packed = self._kernel.pack(weight.copy(), None if bias is None else bias.copy())
         self._dtype = np.dtype(problem.dtype)
         self._in_shape, self._out_shape = problem.in_shape, problem.out_shape
+        self._new = allocator(self._out_shape, self._dtype, problem.memory_format)
+        self._runs: dict[tuple[int, ...], Any] = {}  # by the strides of x
 
     def __repr__(self) -> str:
         return f"<fastconv.Plan {self.problem.descriptor}: {self.choice.candidate}>"
@@ -140,16 +144,23 @@ class Plan:
         else:
             image, batched = self._checked(x)
         if out is None:
-            result = empty(self._out_shape, self._dtype, self.problem.memory_format)
-        else:
-            check_out(out, self._out_shape if batched else self._out_shape[1:], self._dtype, image)
-            result = out if batched else out[None]
-        self._kernel.run(image, self._packed, result)
-        return out if out is not None else (result if batched else result[0])
+            result = self._new()
+            run = self._runs.get(image.strides) or self._bind(image, result)
+            run(image, self._packed, result)
+            return result if batched else result[0]
+        check_out(out, self._out_shape if batched else self._out_shape[1:], self._dtype, image)
+        self._kernel.run(image, self._packed, out if batched else out[None])
+        return out
 
     def explain(self) -> Explanation:
         """Which algorithm runs, why, and what it costs."""
         return explain(self.problem, self._kernel, self.choice)
+
+    def _bind(self, x: np.ndarray, out: np.ndarray) -> Any:
+        if len(self._runs) >= _MOST_LAYOUTS:
+            self._runs.clear()
+        run = self._runs[x.strides] = self._kernel.bound(x, out)
+        return run
 
     def _checked(self, x: Any) -> tuple[np.ndarray, bool]:
         image, batched = as_image(x, "x")

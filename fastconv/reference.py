@@ -7,6 +7,7 @@ no threads. It takes every forward problem and is the last resort for what no ot
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -55,18 +56,21 @@ class ReferenceConv:
         return 8 * (math.prod(p.in_shape) + math.prod(p.weight_shape) + conv_map + math.prod(p.out_shape))
 
     def pack(self, weight: np.ndarray, bias: np.ndarray | None) -> Packed:
-        """A contiguous copy of the weights (K, C/groups, R, S) and the bias (K,), zeros if there is none."""
+        """A copy of the weights (K, C/groups, R, S) and the bias (K,), zeros if there is none."""
         p = self.problem
-        return Packed(weight.flatten(), np.zeros(p.out_channels, p.dtype) if bias is None else bias.astype(p.dtype))
+        return weight.copy(), np.zeros(p.out_channels, p.dtype) if bias is None else bias.astype(p.dtype)
 
     def run(self, x: np.ndarray, packed: Packed, out: np.ndarray) -> None:
         """Compute `out` from `x`; both (N, C, H, W) with the problem's sizes and dtype, and any strides."""
-        weight = packed.weight.reshape(self.problem.weight_shape)
-        store(convolve(self.problem, x, weight, packed.bias), out)
+        store(convolve(self.problem, x, *packed), out)
 
     def convolve(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
         """`run` with weights and bias as they are."""
         self.run(x, self.pack(weight, bias), out)
+
+    def bound(self, x: np.ndarray, out: np.ndarray) -> Callable[[np.ndarray, Packed, np.ndarray], None]:
+        """See `fastconv.cpu.kernel.ConvKernel.bound`."""
+        return self.run
 
 
 class ReferencePool:

@@ -25,11 +25,10 @@ from support import (
     poisoned,
     rows,
     spread,
+    workspace_without_slack,
 )
 
 from fastconv import algorithms
-from fastconv.cpu.launch import COUNTER_BYTES
-from fastconv.cpu.pack import Packed
 from fastconv.descriptor import parse
 from fastconv.problem import ConvProblem, PoolProblem, Problem
 from fastconv.reference import convolve, pooling
@@ -70,12 +69,6 @@ SPECIAL = [
 ]  # fmt: skip
 
 
-def workspace_without_slack(slab: int, threads: int) -> np.ndarray:
-    """As `fastconv.cpu.launch.workspace`, but a thread that leaves its slab faults where that is the last one."""
-    size = -(-(COUNTER_BYTES + threads * slab) // COUNTER_BYTES) * COUNTER_BYTES
-    return guarded(np.full(size, 0xFF, np.uint8))  # NaN, so that nothing relies on zeros
-
-
 @pytest.fixture(autouse=True)
 def _guard_scratch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastconv.cpu.kernel.workspace", workspace_without_slack)
@@ -114,7 +107,7 @@ def run_guarded(problem: ConvProblem, name: str, params: dict[str, int], threads
     x, weight, bias, expected = conv_case(problem)
     kernel = make(problem, name, params, threads)
     packed = kernel.pack(guarded(weight, end), None if bias is None else guarded(bias, end))
-    packed = Packed(guarded(packed.weight, end), guarded(packed.bias, end))
+    packed = tuple(guarded(array, end) for array in packed)
     out = guarded(empty(problem), end)
     kernel.run(guarded(x, end), packed, out)
     assert_close(out, expected, problem)

@@ -26,6 +26,8 @@ ORDER = [
     ["plan"],
     ["functional"],
     ["grad"],
+    ["nn"],
+    ["optim", "gradcheck", "checkpoint"],
     [""],  # fastconv/__init__.py
     ["cli", "__main__"],
 ]
@@ -106,7 +108,7 @@ def test_importing_fastconv_imports_nothing_optional(tmp_path: Path) -> None:
     code = "import sys, fastconv; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     loaded = set(run(code, tmp_path).split())
     assert "fastconv" in loaded
-    assert not loaded & {"torch", "typer", "rich", "platformdirs", "filelock", "onnx", "numba_cuda"}
+    assert not loaded & {"torch", "typer", "rich", "platformdirs", "filelock", "onnx", "numba_cuda", "safetensors"}
 
 
 @pytest.mark.parametrize(
@@ -122,3 +124,16 @@ def test_importing_fastconv_compiles_nothing(action: str, compiles: bool, tmp_pa
         lines += ["    from fastconv.descriptor import parse", "    from fastconv.problem import Pool"]
     code = "\n".join([*lines, f"    {action}", "print(len(recorder.buffer))"])
     assert (int(run(code, tmp_path)) > 0) == compiles
+
+
+def test_a_first_call_leaves_scipy_alone_and_blas_usable() -> None:
+    pytest.importorskip("scipy")
+    code = """
+import sys
+import numba, numpy as np, fastconv
+fastconv.conv2d(np.ones((1, 2, 5, 5)), np.ones((3, 2, 3, 3)))
+assert "scipy.linalg" not in sys.modules
+product = numba.njit(lambda a, b: np.dot(np.kron(a, b), np.linalg.inv(np.kron(b, a))))
+assert np.allclose(product(2 * np.eye(2), np.eye(3)), np.eye(6))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

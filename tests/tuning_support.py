@@ -16,7 +16,6 @@ _SOURCE = """
 import time
 
 from fastconv import reference
-from fastconv.cpu.pack import Packed
 from fastconv.problem import ConvProblem
 {extra}
 
@@ -32,17 +31,20 @@ class Kernel:
 
     def pack(self, weight, bias):
         runs.append("pack")
-        return Packed(weight, bias)
+        return weight, bias
 
     def convolve(self, x, weight, bias, out):
         self.run(x, self.pack(weight, bias), out)
+
+    def bound(self, x, out):
+        return self.run
 
     def run(self, x, second, third=None):
         runs.append("run")
         if {error} == "raise":
             raise RuntimeError("no such instruction")
         if isinstance(self.problem, ConvProblem):
-            third[...] = reference.convolve(self.problem, x, second.weight, second.bias) + {error}
+            third[...] = reference.convolve(self.problem, x, *second) + {error}
         else:
             second[...], found = reference.pooling(self.problem, x)
             if third is not None:

@@ -19,7 +19,7 @@ from fastconv.tuning import peak, wisdom
 
 def cache_path() -> str:
     """The directory where Numba keeps compiled kernels."""
-    return str(conv_launcher("float32").stats.cache_path)
+    return str(conv_launcher("float32").serial.stats.cache_path)
 
 
 def _gpus() -> list[str]:

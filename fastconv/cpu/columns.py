@@ -151,13 +151,13 @@ class _ColumnsKernel(Kernel):
         super().__init__(problem, {}, threads)
         self.function = function
         self.launcher = conv_launcher(problem.dtype)
-        self._nothing = np.empty(0, problem.dtype)
+        self._no_bias = np.empty(0, problem.dtype)
 
     def run(self, source: np.ndarray, target: np.ndarray) -> None:
         """Compute `target` from `source`, an image and columns or the other way round."""
         launch = self.launch(source, target) if target.size else None
         if launch is not None:  # any strides are taken
-            launch(source, self._nothing, self._nothing, target)
+            launch(source, source, self._no_bias, target)
 
     def record(self, image: tuple[int, ...], columns: tuple[int, ...], lines: int, line_bytes: int) -> Geometry:
         """The geometry; an image has `lines` lines to be computed, of `line_bytes` bytes of columns each."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from fastconv.arrays import empty
 from fastconv.cpu.host import host
-from fastconv.cpu.launch import conv_launcher, execute, usable_threads, workspace
+from fastconv.cpu.launch import COUNTER_BYTES, Launcher, conv_launcher, usable_threads, workspace
 from fastconv.cpu.pack import Packed, Packer
 from fastconv.problem import LEAKY_SLOPE, ConvProblem
 
@@ -85,25 +86,27 @@ class Launch:
     Safe to call from several threads at once: each call takes a workspace of its own.
     """
 
-    __slots__ = ("_address", "_geometry", "_launcher", "_threads", "_workspaces")
+    __slots__ = ("_address", "_launcher", "_serial", "_tables", "_tail", "_threads", "_workspaces", "slab")
 
-    def __init__(self, launcher: Any, address: int, geometry: Geometry, threads: int) -> None:
-        self._launcher, self._address, self._geometry = launcher, address, geometry
-        self._threads = max(1, min(threads, geometry.jobs))
-        self._workspaces: deque[np.ndarray] = deque()
+    def __init__(self, launcher: Launcher, address: int, geometry: Geometry, threads: int) -> None:
+        self._launcher, self._address, self._tables = launcher, address, geometry
+        self._threads, self.slab = max(1, min(threads, geometry.jobs)), geometry.slab
+        self._serial = launcher.serial if self._threads == 1 else None
+        self._tail = (geometry.record.ctypes.data, geometry.jobs)
+        self._workspaces: deque[tuple[int, np.ndarray]] = deque()  # addresses, and what lies there
 
     def __call__(self, x: np.ndarray, second: np.ndarray, third: np.ndarray, out: np.ndarray) -> None:
         """Run every job on these arrays."""
-        g = self._geometry
         try:
             memory = self._workspaces.pop()
         except IndexError:
-            memory = workspace(g.slab, self._threads)
-        if self._threads == 1:
-            self._launcher(self._address, x, second, third, out, memory, g.slab, g.record, g.jobs, 1)
+            new = workspace(self.slab, self._threads)
+            memory = new.ctypes.data, new
+        if self._serial is not None:
+            self._serial(self._address, x, second, third, out, memory[0] + COUNTER_BYTES, *self._tail)
         else:
-            arguments = (self._address, x, second, third, out, memory, g.slab, g.record, g.jobs)
-            execute(self._launcher, *arguments, usable_threads(self._threads))
+            arrays, threads = (x, second, third, out), usable_threads(self._threads)
+            self._launcher(self._address, arrays, memory[0], self.slab, *self._tail, threads)
         self._workspaces.append(memory)
 
 
@@ -114,8 +117,8 @@ class Kernel(ABC):
     ----------
     function : numba CFunc
         The job (see `fastconv.jit.job_kernel`); held here, for its address dies with it.
-    launcher : callable
-        Runs the jobs (`fastconv.cpu.launch`).
+    launcher : Launcher
+        Runs the jobs.
     threads : int
         Threads asked for; fewer are used where there are fewer jobs.
     layout_copies : str
@@ -123,7 +126,7 @@ class Kernel(ABC):
     """
 
     function: Any
-    launcher: Any
+    launcher: Launcher
     layout_copies = "none"
 
     def __init__(self, problem: Any, params: Params, threads: int) -> None:
@@ -201,7 +204,7 @@ class ConvKernel(Kernel):
             return
         launch = self.launch(x, out)
         if launch is not None:
-            launch(x, packed.weight, packed.bias, out)
+            launch(x, *packed, out)
             return
         dense, result = (empty(a.shape, a.dtype, self.problem.memory_format) for a in (x, out))
         np.copyto(dense, x)
@@ -211,6 +214,13 @@ class ConvKernel(Kernel):
     def convolve(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
         """`run` with weights and bias as they are."""
         self.run(x, self.pack(weight, bias), out)
+
+    def bound(self, x: np.ndarray, out: np.ndarray) -> Callable[[np.ndarray, Packed, np.ndarray], None]:
+        """`run` for arrays with the strides of these, which takes no time to find out what to do."""
+        launch = self.launch(x, out)
+        if launch is None:
+            return self.run
+        return lambda x, packed, out: launch(x, *packed, out)
 
 
 def dense_strides(shape: tuple[int, ...], format: str) -> tuple[int, ...]:

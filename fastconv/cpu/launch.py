@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import threading
-from functools import cache
+from collections.abc import Callable
+from functools import cache, cached_property
 from typing import Any
 
 import numba
@@ -17,11 +18,11 @@ from llvmlite import ir
 from numba import prange, types
 from numba.extending import intrinsic
 
+from fastconv.arrays import aligned
 from fastconv.cpu.memory import call, ints
 from fastconv.jit import inline, jit, source_stamp
 
 COUNTER_BYTES = 64  # the head of every workspace: the counter has a cache line to itself
-_ALIGN = 64
 
 
 @intrinsic
@@ -36,56 +37,145 @@ def _fetch_add(typingctx, address, value):
 
 
 @inline
-def _work(function, x, weight, bias, out, scratch, geometry, counter, jobs):
+def _serially(function, arrays, scratch, geometry, jobs):
+    for index in range(jobs):
+        call(function, (*arrays, scratch, geometry, index))
+
+
+@inline
+def _in_turn(function, arrays, scratch, geometry, counter, jobs):
     index = _fetch_add(counter, 1)
     while index < jobs:
-        call(function, (x, weight, bias, out, scratch, geometry, index))
+        call(function, (*arrays, scratch, geometry, index))
         index = _fetch_add(counter, 1)
 
 
-@cache
-def conv_launcher(dtype: str) -> Any:
-    """The compiled ``launch(function, x, weight, bias, out, workspace, slab, geometry, jobs, threads)``.
+class Launcher:
+    """Runs the jobs of kernels that take certain arrays; each of its two functions is compiled when it is needed.
 
-    `x` and `out` have 4 axes and any strides, `weight` and `bias` are flat, `slab` is the scratch of one
-    thread in bytes. The signature is explicit, so a contiguous and a strided array run the same code.
+    The signatures are explicit, so contiguous and strided arrays run the same code. Addresses are passed as
+    integers, which cost less than arrays.
+
+    Parameters
+    ----------
+    arrays : tuple of Numba types
+    serial, parallel : callable
+        ``serial(function, *arrays, scratch, geometry, jobs)`` and
+        ``parallel(function, *arrays, workspace, slab, geometry, jobs, threads)``, to be compiled: `slab` is
+        the scratch of one thread in bytes, for `workspace` see there.
     """
-    return _launcher(dtype, types.Array(getattr(types, dtype), 1, "C", readonly=True))
+
+    def __init__(self, arrays: tuple, serial: Callable, parallel: Callable) -> None:
+        self._arrays, self._serial, self._parallel = arrays, serial, parallel
+
+    @cached_property
+    def serial(self) -> Any:
+        """The compiled function for this thread alone."""
+        return jit(types.void(types.int64, *self._arrays, *[types.int64] * 3))(self._serial)
+
+    @cached_property
+    def parallel(self) -> Any:
+        """The compiled function for several threads."""
+        return jit(types.void(types.int64, *self._arrays, *[types.int64] * 5), parallel=True)(self._parallel)
+
+    def __call__(
+        self, function: int, arrays: tuple, memory: int, slab: int, geometry: int, jobs: int, threads: int
+    ) -> None:
+        """Run `jobs` jobs of the kernel at the address `function`; `memory` is the address of a `workspace`."""
+        if threads == 1:
+            self.serial(function, *arrays, memory + COUNTER_BYTES, geometry, jobs)
+        elif _Process.workqueue is False:
+            self.parallel(function, *arrays, memory, slab, geometry, jobs, threads)
+        else:
+            # Numba's workqueue layer, the only one that is always there, aborts the process when two threads
+            # start parallel regions at the same time (numba#8563), so with it they take turns.
+            with _one_at_a_time:
+                self.parallel(function, *arrays, memory, slab, geometry, jobs, threads)
+            _Process.workqueue = numba.threading_layer() == "workqueue"
 
 
 @cache
-def pool_launcher(dtype: str) -> Any:
+def conv_launcher(dtype: str) -> Launcher:
+    """For kernels of (x, weight, bias, out): all have 4 axes and any strides, but `bias`, which is flat."""
+    return _image_launcher(dtype, types.Array(getattr(types, dtype), 4, "A", readonly=True))
+
+
+@cache
+def pool_launcher(dtype: str) -> Launcher:
     """As `conv_launcher`, with int64 indices of 4 axes and any strides in the place of `weight`."""
-    return _launcher(dtype, types.Array(types.int64, 4, "A"))
+    return _image_launcher(dtype, types.Array(types.int64, 4, "A"))
 
 
-def _launcher(dtype: str, second: types.Array) -> Any:
+@cache
+def lp_launcher(dtype: str) -> Launcher:
+    """As `conv_launcher`, with a third image in the place of `bias`."""
+    image = types.Array(getattr(types, dtype), 4, "A", readonly=True)
+    return _image_launcher(dtype, image, image)
+
+
+def _image_launcher(dtype: str, second: types.Array, third: types.Array | None = None) -> Launcher:
     stamp = source_stamp()
 
-    def launch(function, x, weight, bias, out, workspace, slab, geometry, jobs, threads):
+    def serial(function, x, second, third, out, scratch, geometry, jobs):
         _ = stamp
-        base = (np.int64(workspace.ctypes.data) + _ALIGN - 1) // _ALIGN * _ALIGN
-        scratch = base + COUNTER_BYTES
-        xp, wp, bp = np.int64(x.ctypes.data), np.int64(weight.ctypes.data), np.int64(bias.ctypes.data)
-        op, gp = np.int64(out.ctypes.data), np.int64(geometry.ctypes.data)
-        if threads == 1:
-            for index in range(jobs):
-                call(function, (xp, wp, bp, op, scratch, gp, index))
-        else:
-            ints(base, 1, 1)[0, 0] = 0
-            for thread in prange(threads):
-                _work(function, xp, wp, bp, op, scratch + np.int64(thread) * slab, gp, base, jobs)
+        xp, yp, zp = np.int64(x.ctypes.data), np.int64(second.ctypes.data), np.int64(third.ctypes.data)
+        _serially(function, (xp, yp, zp, np.int64(out.ctypes.data)), scratch, geometry, jobs)
 
-    real, word = getattr(types, dtype), types.int64
-    image, bias = types.Array(real, 4, "A", readonly=True), types.Array(real, 1, "C", readonly=True)
-    raw = types.Array(types.uint8, 1, "C")
-    signature = types.void(word, image, second, bias, types.Array(real, 4, "A"), raw, word, raw, word, word)
-    return jit(signature, parallel=True)(launch)
+    def parallel(function, x, second, third, out, workspace, slab, geometry, jobs, threads):
+        _ = stamp
+        xp, yp, zp = np.int64(x.ctypes.data), np.int64(second.ctypes.data), np.int64(third.ctypes.data)
+        op, scratch = np.int64(out.ctypes.data), workspace + COUNTER_BYTES
+        ints(workspace, 1, 1)[0, 0] = 0
+        for thread in prange(threads):
+            _in_turn(function, (xp, yp, zp, op), scratch + np.int64(thread) * slab, geometry, workspace, jobs)
+
+    real = getattr(types, dtype)
+    image, flat = types.Array(real, 4, "A", readonly=True), types.Array(real, 1, "C", readonly=True)
+    return Launcher((image, second, third or flat, types.Array(real, 4, "A")), serial, parallel)
+
+
+@cache
+def _record_launcher() -> Launcher:
+    """For `fastconv.jit.record_kernel`s, which find their arrays in the record."""
+    stamp = source_stamp()
+
+    def serial(function, scratch, record, jobs):
+        _ = stamp
+        _serially(function, (), scratch, record, jobs)
+
+    def parallel(function, workspace, slab, record, jobs, threads):
+        _ = stamp
+        ints(workspace, 1, 1)[0, 0] = 0
+        for thread in prange(threads):
+            scratch = workspace + COUNTER_BYTES + np.int64(thread) * slab
+            _in_turn(function, (), scratch, record, workspace, jobs)
+
+    return Launcher((), serial, parallel)
+
+
+def run_jobs(function: Any, record: np.ndarray, jobs: int, slab: int = 0) -> None:
+    """Run the jobs of a kernel that finds everything in its record.
+
+    Parameters
+    ----------
+    function : numba CFunc
+        Compiled by `fastconv.jit.record_kernel`.
+    record : structured array of one element
+        What the jobs read, addresses of arrays among it; the caller keeps those arrays alive.
+    jobs : int
+        Independent pieces of work, each large enough to be worth a thread.
+    slab : int, default 0
+        Bytes of scratch for each thread.
+    """
+    if jobs:
+        threads = usable_threads(min(jobs, numba.config.NUMBA_NUM_THREADS))
+        memory = workspace(slab, threads)
+        _record_launcher()(function.address, (), memory.ctypes.data, slab, record.ctypes.data, jobs, threads)
 
 
 def workspace(slab: int, threads: int) -> np.ndarray:
-    """Memory for a launch: the job counter, one slab of scratch for each thread, and room for alignment."""
-    return np.empty(_ALIGN + COUNTER_BYTES + threads * slab, np.uint8)
+    """Memory for a launch, at a cache line: the job counter, then one slab of scratch for each thread."""
+    return aligned(COUNTER_BYTES + threads * slab, np.uint8)
 
 
 class _Process:
@@ -108,17 +198,3 @@ _one_at_a_time = threading.Lock()
 def usable_threads(wanted: int) -> int:
     """Threads that a launch may use now: at most `wanted` and Numba's limit, 1 in a forked child."""
     return 1 if wanted == 1 or _Process.forked else min(wanted, numba.get_num_threads())
-
-
-def execute(launcher: Any, *arguments: Any) -> None:
-    """Call a compiled launcher; `arguments` end with the number of threads.
-
-    Numba's workqueue layer, the only one that is always there, aborts the process when two threads
-    start parallel regions at the same time (numba#8563), so with it they take turns.
-    """
-    if arguments[-1] == 1 or _Process.workqueue is False:
-        launcher(*arguments)
-        return
-    with _one_at_a_time:
-        launcher(*arguments)
-    _Process.workqueue = numba.threading_layer() == "workqueue"

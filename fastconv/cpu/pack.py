@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numba import types
@@ -23,12 +23,8 @@ from fastconv.cpu.transpose import copy_vector, transpose, transpose_block
 from fastconv.jit import inline, jit, source_stamp
 from fastconv.problem import ConvProblem
 
-
-class Packed(NamedTuple):
-    """Weights and bias in the layout that one kernel reads, both flat."""
-
-    weight: np.ndarray
-    bias: np.ndarray
+# Weights, with 4 axes for the launcher's sake, and a flat bias, in the layout that one kernel reads.
+Packed = tuple[np.ndarray, np.ndarray]
 
 
 def filter_blocks(problem: ConvProblem, block: int) -> int:
@@ -103,7 +99,7 @@ def _packer(dtype: str, ITEM: int, LANES: int, stamp: str) -> Any:
                 target += ITEM * length * block
 
     real, word = getattr(types, dtype), types.int64
-    signature = types.void(types.Array(real, 4, "C", readonly=True), types.Array(real, 1, "C"), word, word, word)
+    signature = types.void(types.Array(real, 4, "C", readonly=True), types.Array(real, 4, "C"), word, word, word)
     return jit(signature)(pack)
 
 
@@ -119,8 +115,8 @@ class ChannelPacker(Packer):
     """Depthwise weights for vectors of channels: (C, 1, R, S) as (R, S, C)."""
 
     def __call__(self, weight: np.ndarray, bias: np.ndarray | None) -> Packed:
-        packed = np.ascontiguousarray(weight.transpose(2, 3, 1, 0)).reshape(-1)
-        return Packed(packed, np.zeros(len(weight), weight.dtype) if bias is None else np.ascontiguousarray(bias))
+        packed = np.ascontiguousarray(weight.transpose(2, 3, 1, 0))
+        return packed, np.zeros(len(weight), weight.dtype) if bias is None else np.ascontiguousarray(bias)
 
 
 class FilterPacker(Packer):
@@ -148,10 +144,10 @@ class FilterPacker(Packer):
         padded = self.no_bias if bias is None else self._padded(bias)
         weight = np.ascontiguousarray(weight)
         if self.raw:
-            return Packed(weight.reshape(-1), padded)
-        packed = aligned(self.size, self.dtype)
+            return weight, padded
+        packed = aligned((1, 1, 1, self.size), self.dtype)
         self.pack(weight, packed, self.groups, self.block, self.taps)
-        return Packed(packed, padded)
+        return packed, padded
 
     def _padded(self, bias: np.ndarray) -> np.ndarray:
         per_group = len(bias) // self.groups
@@ -176,7 +172,7 @@ class RowPacker(Packer):
 
     def __call__(self, weight: np.ndarray, bias: np.ndarray | None) -> Packed:
         spread = self.no_bias if bias is None else np.repeat(bias, self.lanes)
-        return Packed(self.pack(weight, None).weight, spread)
+        return self.pack(weight, None)[0], spread
 
 
 def row_strides(problem: ConvProblem, block: int) -> dict[str, int]:

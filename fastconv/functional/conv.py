@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.arrays import as_floats, as_image, check_out, empty, memory_format
+from fastconv.arrays import allocator, as_floats, as_image, check_out, memory_format
 from fastconv.dispatch import kernel_for
 from fastconv.functional.calls import CallCache
 from fastconv.plan import check_bias
@@ -75,6 +75,10 @@ def conv2d(
         ]  # fmt: skip
         # Arrays like these passed every check before; alignment and the bias's dtype are not in the key.
         known = x.flags.aligned and weight.flags.aligned and (bias is None or bias.dtype is weight.dtype)
+        if known and out is None and call.batched:
+            result = call.new()
+            call.run(x, call.pack(weight, bias), result)
+            return result
     except (KeyError, TypeError, AttributeError):  # a first call, a list among the arguments, not an array
         known = False
     if not known:
@@ -137,21 +141,24 @@ def check_rank(out: Any, ndim: int) -> None:
 class _Call:
     """A call with everything decided but the numbers: arrays that it gets are known to fit."""
 
-    __slots__ = ("batched", "dtype", "format", "kernel", "shape")
+    __slots__ = ("batched", "dtype", "kernel", "new", "pack", "run", "shape")
 
-    def __init__(self, kernel: Any, problem: ConvProblem, batched: bool) -> None:
+    def __init__(self, kernel: Any, problem: ConvProblem, image: np.ndarray, batched: bool) -> None:
         self.kernel, self.batched = kernel, batched
-        self.shape, self.dtype, self.format = problem.out_shape, np.dtype(problem.dtype), problem.memory_format
+        self.shape, self.dtype = problem.out_shape, np.dtype(problem.dtype)
+        self.new = allocator(self.shape, self.dtype, problem.memory_format)
+        self.pack, self.run = kernel.pack, kernel.bound(image, self.new())
 
     def __call__(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, out: Any) -> np.ndarray:
+        image = x if self.batched else x[None]
         if out is None:
-            result = empty(self.shape, self.dtype, self.format)
-        else:
-            inputs = (x, weight) if bias is None else (x, weight, bias)
-            check_out(out, self.shape if self.batched else self.shape[1:], self.dtype, *inputs)
-            result = out if self.batched else out[None]
-        self.kernel.convolve(x if self.batched else x[None], weight, bias, result)
-        return out if out is not None else (result if self.batched else result[0])
+            result = self.new()
+            self.run(image, self.pack(weight, bias), result)
+            return result if self.batched else result[0]
+        inputs = (x, weight) if bias is None else (x, weight, bias)
+        check_out(out, self.shape if self.batched else self.shape[1:], self.dtype, *inputs)
+        self.kernel.convolve(image, weight, bias, out if self.batched else out[None])
+        return out
 
 
 def _prepare(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, options: tuple, algorithm: Any) -> _Call:
@@ -162,4 +169,4 @@ def _prepare(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, options
         dtype=str(image.dtype), memory_format=memory_format(image), bias=bias is not None, activation=activation,
         pool=pool, raw=True,
     )  # fmt: skip
-    return _Call(kernel_for(problem, algorithm)[0], problem, batched)
+    return _Call(kernel_for(problem, algorithm)[0], problem, image, batched)

@@ -15,7 +15,7 @@ from numba import carray
 from fastconv.cpu.contract import contract
 from fastconv.cpu.host import host
 from fastconv.cpu.kernel import Geometry, fields, record
-from fastconv.cpu.launch import conv_launcher, execute, usable_threads, workspace
+from fastconv.cpu.launch import conv_launcher, usable_threads, workspace
 from fastconv.cpu.memory import copy
 from fastconv.jit import job_kernel, source_stamp
 
@@ -59,11 +59,12 @@ def _copy_kernel(ITEM: int, stamp: str) -> Any:
 def _best_ns(kernel: Any, geometry: Geometry, arrays: tuple, threads: int, seconds: float) -> int:
     """Shortest launch on (x, weight, bias, out) within some time; at least 5 of them, the first one not counted."""
     memory = workspace(geometry.slab, threads)
+    tail = (memory.ctypes.data, geometry.slab, geometry.record.ctypes.data, geometry.jobs, threads)
     launcher = conv_launcher(str(arrays[0].dtype))
     times: list[int] = []
     while len(times) < 6 or sum(times) < 1e9 * seconds:
         start = perf_counter_ns()
-        execute(launcher, kernel.address, *arrays, memory, geometry.slab, geometry.record, geometry.jobs, threads)
+        launcher(kernel.address, arrays, *tail)
         times.append(perf_counter_ns() - start)
     return min(times[1:])
 
@@ -101,7 +102,7 @@ def fma_gflops(dtype: str = "float32", threads: int = 1, seconds: float = 0.02) 
     rows, vectors = (4, 4) if host().registers == 32 else (5, 2)
     lanes = host().lanes(item)
     vector = np.full(vectors * lanes, 1e-3, dtype)
-    arrays = (np.ones((1, 1, 1, rows), dtype), vector, vector, np.empty((1, 1, 1, 1), dtype))
+    arrays = (np.ones((1, 1, 1, rows), dtype), vector[None, None, None], vector, np.empty((1, 1, 1, 1), dtype))
     slab = rows * vectors * lanes * item
     geometry = record(_FMA, _JOBS * team, slab, {"taps": np.zeros((1, 2), np.int64)}, steps=_STEPS)
     kernel = _fma_kernel(rows, vectors, item, lanes, source_stamp())
@@ -117,8 +118,8 @@ def copy_bandwidth(threads: int = 1) -> float:
     Takes 256 MiB of memory for a fraction of a second.
     """
     threads, item = usable_threads(threads), 4
-    x, unused = np.ones((1, 1, 1, _COPY_BYTES // item), np.float32), np.empty(0, np.float32)
+    x, no_bias = np.ones((1, 1, 1, _COPY_BYTES // item), np.float32), np.empty(0, np.float32)
     geometry = record(_COPY, _COPY_BYTES // _CHUNK_BYTES, 0, {}, elements=_CHUNK_BYTES // item)
     kernel = _copy_kernel(item, source_stamp())
-    ns = _best_ns(kernel, geometry, (x, unused, unused, np.empty_like(x)), threads, seconds=0.2)
+    ns = _best_ns(kernel, geometry, (x, x, no_bias, np.empty_like(x)), threads, seconds=0.2)
     return 2e9 * _COPY_BYTES / ns
