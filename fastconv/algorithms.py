@@ -9,15 +9,16 @@ Every module in the list offers the same names:
 ``cost(problem, params) -> float``
     Predicted time in nanoseconds on one thread: coarse, but comparable between algorithms.
 ``make(problem, params, threads) -> kernel``
-    Compile (or load) the kernel; for convolutions a `fastconv.cpu.kernel.ConvKernel`, for their gradients a
-    `fastconv.cpu.kernel.GradKernel`, for pooling a `fastconv.cpu.pool_kernel.PoolKernel`.
+    Compile (or load) the kernel; for convolutions and the gradients of their inputs a
+    `fastconv.cpu.kernel.ConvKernel`, for those of their weights a `fastconv.cpu.weight_kernel.WeightKernel`,
+    for pooling a `fastconv.cpu.pool_kernel.PoolKernel`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
-from types import ModuleType
+from typing import Any
 
 from fastconv.problem import Problem
 
@@ -28,11 +29,27 @@ _MODULES = {
     ("conv", "cpu", "tiled"): "fastconv.cpu.tiled",
     ("conv", "cpu", "depthwise"): "fastconv.cpu.depthwise",
     ("conv", "cpu", "reference"): "fastconv.reference",
+    ("conv_backward_input", "cpu", "direct"): "fastconv.cpu.direct_input",
+    ("conv_backward_input", "cpu", "im2col"): "fastconv.cpu.input_phases:by_im2col",
+    ("conv_backward_input", "cpu", "tiled"): "fastconv.cpu.input_phases:by_tiled",
+    ("conv_backward_input", "cpu", "depthwise"): "fastconv.cpu.input_phases:by_depthwise",
     ("conv_backward_input", "cpu", "reference"): "fastconv.reference_backward",
+    ("conv_backward_weight", "cpu", "direct"): "fastconv.cpu.weight_direct",
+    ("conv_backward_weight", "cpu", "im2col"): "fastconv.cpu.weight_im2col",
+    ("conv_backward_weight", "cpu", "tiled"): "fastconv.cpu.weight_tiled",
+    ("conv_backward_weight", "cpu", "depthwise"): "fastconv.cpu.weight_depthwise",
     ("conv_backward_weight", "cpu", "reference"): "fastconv.reference_backward",
+    ("local", "cpu", "direct"): "fastconv.cpu.local",
+    ("local", "cpu", "reference"): "fastconv.reference_local",
+    ("local_backward_input", "cpu", "direct"): "fastconv.cpu.local_backward",
+    ("local_backward_input", "cpu", "reference"): "fastconv.reference_local",
+    ("local_backward_weight", "cpu", "direct"): "fastconv.cpu.local_backward",
+    ("local_backward_weight", "cpu", "reference"): "fastconv.reference_local",
     ("pool", "cpu", "direct"): "fastconv.cpu.pool",
     ("pool", "cpu", "im2col"): "fastconv.cpu.pool_im2col",
     ("pool", "cpu", "reference"): "fastconv.reference",
+    ("pool_backward_input", "cpu", "direct"): "fastconv.cpu.pool_backward",
+    ("pool_backward_input", "cpu", "reference"): "fastconv.reference_backward",
 }
 
 
@@ -52,19 +69,31 @@ def names(operation: str, backend: str = "cpu") -> list[str]:
     return [name for op, where, name in _MODULES if (op, where) == (operation, backend)]
 
 
-def module(operation: str, name: str, backend: str = "cpu") -> ModuleType:
-    """The module of a registered algorithm; imported on first use.
+def module(operation: str, name: str, backend: str = "cpu") -> Any:
+    """The module of a registered algorithm, or an object in it that stands for one; imported on first use.
 
     Raises
     ------
     ValueError
         If no such algorithm is registered; lists those that are.
     """
+    where, attribute = _path(operation, name, backend)
+    found = import_module(where)
+    return getattr(found, attribute) if attribute else found
+
+
+def source(operation: str, name: str, backend: str = "cpu") -> str:
+    """Dotted name of the module that holds a registered algorithm. Errors as `module`."""
+    return _path(operation, name, backend)[0]
+
+
+def _path(operation: str, name: str, backend: str) -> tuple[str, str]:
     path = _MODULES.get((operation, backend, name))
     if path is None:
         known = ", ".join(names(operation, backend))
         raise ValueError(f"algorithm must be None or one of {known} for {operation}, got {name!r}")
-    return import_module(path)
+    where, _, attribute = path.partition(":")
+    return where, attribute
 
 
 def supporting(problem: Problem) -> list[str]:

@@ -40,7 +40,8 @@ def allocator(shape: tuple[int, ...], dtype: Any, format: MemoryFormat) -> Calla
         if format == "contiguous":
             return partial(np.empty, shape, dtype)
         strides = tuple(dtype.itemsize * step for step in (h * w * c, 1, w * c, c))
-        return partial(np.ndarray, shape, dtype, None, 0, strides)  # faster than a transposed view
+        view: Callable[..., np.ndarray] = np.ndarray  # faster than transposing
+        return partial(view, shape, dtype, None, 0, strides)
     if format == "contiguous":
         return partial(aligned, shape, dtype)
     return lambda: aligned((n, h, w, c), dtype).transpose(0, 3, 1, 2)

@@ -349,9 +349,10 @@ class ConvProblem:
         words += [_DIRECTION_WORD[self.direction]] if self.direction != "forward" else []
         return "_".join(words)
 
-    def without_epilogue(self) -> ConvProblem:
-        """The same convolution with no bias, activation or pooling."""
-        return replace(self, bias=False, activation=None, pool=None)
+    def without_epilogue(self, direction: str = "forward") -> ConvProblem:
+        """The same convolution, or a gradient of it, with no bias, activation or pooling."""
+        raw = self.raw and direction == "forward"
+        return replace(self, bias=False, activation=None, pool=None, direction=direction, raw=raw)
 
 
 @dataclass(frozen=True)

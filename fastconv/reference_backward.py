@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 
 from fastconv.cpu.kernel import Params
 from fastconv.jit import jit
-from fastconv.problem import ConvProblem
+from fastconv.problem import ConvProblem, PoolProblem
 from fastconv.reference import as_float64, cost, space, store, unsupported
 
-__all__ = ["conv_input", "conv_weight", "cost", "make", "space", "unsupported"]
+__all__ = ["conv_input", "conv_weight", "cost", "make", "pool_input", "space", "unsupported"]
+
+_COPIES = "all arrays, to contiguous float64"
 
 
-def make(problem: ConvProblem, params: Params, threads: int) -> ReferenceConvGrad:
+def make(problem: ConvProblem | PoolProblem, params: Params, threads: int) -> ReferenceConvGrad | ReferencePoolGrad:
     """The kernel of a problem; it runs on one thread whatever `threads` says."""
-    return ReferenceConvGrad(problem)
+    return ReferenceConvGrad(problem) if isinstance(problem, ConvProblem) else ReferencePoolGrad(problem)
 
 
 class ReferenceConvGrad:
-    """Plain loops with the interface of `fastconv.cpu.kernel.GradKernel`."""
+    """Plain loops for either gradient."""
 
-    layout_copies = "all arrays, to contiguous float64"
+    layout_copies = _COPIES
 
     def __init__(self, problem: ConvProblem) -> None:
         self.problem = problem
-        self.gradient: Callable = {"backward_input": conv_input, "backward_weight": conv_weight}[problem.direction]
 
     @property
     def workspace_bytes(self) -> int:
@@ -35,9 +35,31 @@ class ReferenceConvGrad:
         p = self.problem
         return 8 * sum(math.prod(shape) for shape in (p.in_shape, p.weight_shape, p.out_shape))
 
-    def run(self, first: np.ndarray, second: np.ndarray, out: np.ndarray, bias: np.ndarray | None = None) -> None:
-        """See `fastconv.cpu.kernel.GradKernel.run`."""
-        store(self.gradient(self.problem, first, second, *(() if bias is None else (bias,))), out)
+    def convolve(self, grad_output: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
+        """The gradient of the input, as `fastconv.cpu.kernel.ConvKernel.convolve`."""
+        store(conv_input(self.problem, grad_output, weight, bias), out)
+
+    def run(self, x: np.ndarray, grad_output: np.ndarray, out: np.ndarray) -> None:
+        """The gradient of the weights, as `fastconv.cpu.kernel.WeightKernel.run`."""
+        store(conv_weight(self.problem, x, grad_output), out)
+
+
+class ReferencePoolGrad:
+    """Plain loops with the interface of `fastconv.cpu.pool_backward.PoolBackward`."""
+
+    layout_copies = _COPIES
+
+    def __init__(self, problem: PoolProblem) -> None:
+        self.problem = problem
+
+    @property
+    def workspace_bytes(self) -> int:
+        """The float64 copies of the arrays, the forward pass's among them."""
+        return 16 * (math.prod(self.problem.in_shape) + math.prod(self.problem.out_shape))
+
+    def run(self, grad: np.ndarray, out: np.ndarray, *saved: np.ndarray) -> None:
+        """See `fastconv.cpu.pool_backward.PoolBackward.run`."""
+        store(pool_input(self.problem, grad, *saved), out)
 
 
 def conv_input(
@@ -92,6 +114,40 @@ def conv_weight(problem: ConvProblem, x: np.ndarray, grad_output: np.ndarray) ->
     return out
 
 
+def pool_input(problem: PoolProblem, grad_output: np.ndarray, *saved: np.ndarray) -> np.ndarray:
+    """Gradient of a pooling's input, in float64.
+
+    Parameters
+    ----------
+    problem : PoolProblem
+        Sizes of the forward pooling.
+    grad_output : array (N, C, Ho, Wo)
+    saved : arrays
+        What the forward pass had. For a maximum its indices (N, C, Ho, Wo); for an Lp norm its result
+        (N, C, Ho, Wo) and its input (N, C, H, W); for an average nothing.
+
+    Returns
+    -------
+    float64 array (N, C, H, W)
+        Each gradient added to the pixel of its index, to none if that is outside the plane; or divided among the
+        pixels of its window; or for ``y = (sum of x**p) ** (1/p)`` times ``x**(p-1) * y**(1-p)``, and nothing
+        where y is 0, as in torch.
+    """
+    pool, out = problem.pool, np.zeros(problem.in_shape)
+    grad = as_float64(grad_output)
+    if pool.mode == "max":
+        _max_input(grad, np.ascontiguousarray(saved[0]), out)
+        return out
+    if pool.mode == "avg":
+        _mean_input(grad, pool.kernel_size, pool.stride, pool.padding, pool.count_include_pad, out)
+        return out
+    y, x = (as_float64(array) for array in saved)
+    with np.errstate(all="ignore"):  # a NaN or an infinity is the result, not a mistake
+        grad = np.where(y == 0, 0.0, grad * math.prod(pool.kernel_size) * y ** (1 - pool.norm_type))
+        _mean_input(grad, pool.kernel_size, pool.stride, pool.padding, True, out)
+        return out * x ** (pool.norm_type - 1)
+
+
 @jit
 def _conv_input(grad_output, weight, stride, begin, dilation, groups, out):
     height, width = out.shape[2:]
@@ -128,3 +184,35 @@ def _conv_weight(x, grad_output, stride, begin, dilation, groups, out):
                                 if 0 <= h < height and 0 <= w < width:
                                     total += grad_output[n, k, i, j] * x[n, first + c, h, w]
                     out[k, c, r, s] = total
+
+
+@jit
+def _max_input(grad, indices, out):
+    height, width = out.shape[2:]
+    for n in range(grad.shape[0]):
+        for c in range(grad.shape[1]):
+            for i in range(grad.shape[2]):
+                for j in range(grad.shape[3]):
+                    where = indices[n, c, i, j]
+                    if 0 <= where < height * width:
+                        out[n, c, where // width, where % width] += grad[n, c, i, j]
+
+
+@jit
+def _mean_input(grad, kernel, stride, padding, count_include_pad, out):
+    height, width = out.shape[2:]
+    for n in range(grad.shape[0]):
+        for c in range(grad.shape[1]):
+            for i in range(grad.shape[2]):
+                for j in range(grad.shape[3]):
+                    top, left = i * stride[0] - padding[0], j * stride[1] - padding[1]
+                    bottom = min(top + kernel[0], height + padding[0])
+                    right = min(left + kernel[1], width + padding[1])
+                    first_row, last_row = max(top, 0), min(bottom, height)
+                    first_column, last_column = max(left, 0), min(right, width)
+                    counted = (last_row - first_row) * (last_column - first_column)
+                    if count_include_pad:
+                        counted = (bottom - top) * (right - left)
+                    for h in range(first_row, last_row):
+                        for w in range(first_column, last_column):
+                            out[n, c, h, w] += grad[n, c, i, j] / counted

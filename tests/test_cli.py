@@ -121,7 +121,7 @@ def test_tune_within_a_budget():
     ("arguments", "message"),
     [
         (["tune", "lenet"], "descriptor 'lenet'"),
-        (["tune", TINY, "--direction", "backward_input"], "direction must be 'forward' to be tuned"),
+        (["tune", TINY, "--direction", "sideways"], "direction must be one of forward, backward_input"),
         (["tune", "vgg16", "--dtype", "int8"], "dtype must be one of"),
         (["tune", TINY, "--threads", "4096"], "threads must be from 1 to"),
         (["explain", "n1c3"], "descriptor 'n1c3'"),

@@ -63,6 +63,21 @@ def _problems(targets: Iterable[str], batch: int, dtype: str, memory_format: str
     return [replace(p, raw=True) if raw and isinstance(p, ConvProblem) else p for p in found]
 
 
+def _in_direction(wanted: list[Problem], direction: str) -> list[Problem]:
+    """The convolutions' passes of that direction, or all of them; what is a gradient already stays."""
+    every = ["forward", "backward_input", "backward_weight"]
+    if direction not in (*every, "all"):
+        raise ValueError(f"direction must be one of {', '.join(every)}, all, got {direction!r}")
+    found: list[Problem] = []
+    for problem in wanted:
+        if isinstance(problem, ConvProblem) and problem.direction == "forward":
+            passes = every if direction == "all" else [direction]
+            found += [problem if d == "forward" else problem.without_epilogue(d) for d in passes]
+        else:
+            found.append(problem)
+    return list(dict.fromkeys(found))
+
+
 def _parse(target: str) -> Problem:
     try:
         return parse(target)
@@ -78,7 +93,9 @@ def tune(
     threads: Threads = None,
     dtype: Dtype = "float32",
     memory_format: Format = "channels_last",
-    direction: Annotated[str, typer.Option(help="forward is what can be tuned.")] = "forward",
+    direction: Annotated[
+        str, typer.Option(help="forward, backward_input, backward_weight, or all: of a training step.")
+    ] = "forward",
     raw: Annotated[
         bool, typer.Option("--raw", help="For fastconv.conv2d, which gets weights as they are, instead of plans.")
     ] = False,
@@ -90,9 +107,7 @@ def tune(
 
     Interrupted, it keeps what it has; run again, it skips what it knows.
     """
-    if direction != "forward":
-        raise ValueError(f"direction must be 'forward' to be tuned, got {direction!r}")
-    wanted = _problems(targets, batch, dtype, memory_format, raw)
+    wanted = _in_direction(_problems(targets, batch, dtype, memory_format, raw), direction)
     results: list[search.Result] = []
     interrupted = False
     with progress_bars() as bars:

@@ -30,8 +30,8 @@ GEOMETRY = fields(
     "in_height", "in_width", "conv_height", "conv_width", "out_height", "channels", "filters", "groups",
     "stride_h", "stride_w", "top", "left", "span_h", "channel_block", "merged", "taps", "n_taps",
     "height", "bands", "blocks", "blocks_per_job", "chunks", "straight", "epilogue",
-    "panel_size", "panel_row", "panel_rows", "panel_channel", "panel_phase", "phases_h", "phases_w", "pitch",
-    "map_size", "map_row", "map_column", "map_filter", "packed_size", "raw", "length",
+    "panel_size", "panel_row", "panel_rows", "panel_channel", "panel_phase", "phases_h", "phases_w", "phase_step",
+    "pitch", "map_size", "map_row", "map_column", "map_filter", "packed_size", "raw", "length",
     "kernel_taps", "a_row", "a_step", "a_block", "a_group",
     "window", "pool", "pool_stride", "pool_padding", "pool_span",
 )  # fmt: skip
@@ -188,7 +188,7 @@ class PixelVectors(_Bands):
         }  # fmt: skip
 
     def geometry(self, x: tuple[int, ...], out: tuple[int, ...]) -> Geometry:
-        form = {"pitch": self.pitch, "phases_h": self.phases_h, "phases_w": self.phases_w}
+        form = {"pitch": self.pitch, "phases_h": self.phases_h, "phases_w": self.phases_w, "phase_step": 1}
         strides = row_strides(self.problem, self.block)
         form |= {name: strides[name] for name in ("a_row", "a_block", "a_group")}
         form["a_step"] = strides["a_channel"]

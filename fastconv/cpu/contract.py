@@ -96,7 +96,7 @@ def _emit_contract(
     a, b, init, out = (emit.pointer(x) for x in (a, b, init, out))
     table = bld.inttoptr(table, _I64.as_pointer())
     last = bld.sub(rows, _I64(1))
-    row = [_I64(0)] + [_minimum(bld, _I64(r), last) for r in range(1, n_rows)]
+    row = [_I64(0)] + [emit.minimum(_I64(r), last) for r in range(1, n_rows)]
     a_offset = [bld.mul(r, a_row) for r in row]
     vector = [_I64(v * emit.lanes) for v in range(n_vecs)]
 
@@ -125,7 +125,7 @@ def _emit_contract(
             with bld.if_then(bld.icmp_signed(">=", bld.load(summed), _I64(_PARTIAL))):
                 fold()
             left = bld.sub(n_steps, bld.mul(piece.index, _I64(_PARTIAL)))
-            count = _minimum(bld, left, _I64(_PARTIAL))
+            count = emit.minimum(left, _I64(_PARTIAL))
             with cgutils.for_range(bld, count):
                 a_ptr, b_ptr = bld.load(a_now), bld.load(b_now)
                 _multiply_add(emit, acc, a_ptr, a_offset, b_ptr, vector, a_vector)
@@ -175,7 +175,3 @@ def _activated(emit: Emitter, total: dict, epilogue: Any) -> dict:
         result[k].add_incoming(value, plain)
         result[k].add_incoming(activated[k], activate)
     return result
-
-
-def _minimum(builder: ir.IRBuilder, x: Any, y: Any) -> Any:
-    return builder.select(builder.icmp_signed("<", x, y), x, y)

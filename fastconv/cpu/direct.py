@@ -17,7 +17,7 @@ from typing import Any
 from numba import carray
 
 from fastconv.cpu.contract import contract
-from fastconv.cpu.geometry import lines, tiles_and_steps
+from fastconv.cpu.geometry import Lines, lines, tiles_and_steps
 from fastconv.cpu.host import host
 from fastconv.cpu.kernel import ConvKernel, Geometry, Params, fields, record, split
 from fastconv.cpu.memory import ints
@@ -33,11 +33,11 @@ from fastconv.cpu.pack import (
 from fastconv.cpu.tiles import FMA_NS, filter_vector_tiles, per_tile_ns, step_ns
 from fastconv.cpu.transpose import move
 from fastconv.jit import job_kernel, source_stamp
-from fastconv.problem import ConvProblem
+from fastconv.problem import ConvProblem, Pair
 
 GEOMETRY = fields(
     "lines", "line_count", "lines_per_job", "line_jobs", "taps", "blocks", "blocks_per_job", "block_jobs",
-    "groups", "filters", "raw", "length", "kernel_taps", "tile", "x_batch", "x_group", "x_step",
+    "batch", "groups", "filters", "raw", "length", "kernel_taps", "tile", "x_batch", "x_group", "x_step",
     "out_batch", "out_filter", "epilogue",
 )  # fmt: skip
 
@@ -79,11 +79,10 @@ def _compiled(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
         _ = stamp
         g = carray(geometry, 1)[0]
         line_job, rest = index % g.line_jobs, index // g.line_jobs
-        block_job, rest = rest % g.block_jobs, rest // g.block_jobs
-        group, n = rest % g.groups, rest // g.groups
+        block_job, group = rest % g.block_jobs, rest // g.block_jobs
         table = ints(g.lines, g.line_count, 8)
         first_line = line_job * g.lines_per_job
-        last_line = min(first_line + g.lines_per_job, g.line_count)
+        last_line = min(first_line + g.lines_per_job, g.batch * g.line_count)
         first_block = block_job * g.blocks_per_job
         last_block = min(first_block + g.blocks_per_job, g.blocks)
         dense = g.out_filter == 1
@@ -91,14 +90,14 @@ def _compiled(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
             w = weights_of_block(weight, g, group, block, scratch + ITEM * g.tile, BLOCK, ITEM)
             start = bias + ITEM * (group * g.blocks + block) * BLOCK
             filters = min(BLOCK, g.filters - block * BLOCK)
-            x_group = x + ITEM * (n * g.x_batch + group * g.x_group)
-            out_block = out + ITEM * (n * g.out_batch + (group * g.filters + block * BLOCK) * g.out_filter)
             for line in range(first_line, last_line):
-                x_line, out_line, pixels, x_row, out_row, tap, n_taps, steps = table[line]
+                n = line // g.line_count
+                x_line, out_line, pixels, x_row, out_row, tap, n_taps, steps = table[line - n * g.line_count]
+                x_line += n * g.x_batch + group * g.x_group
+                out_line += n * g.out_batch + (group * g.filters + block * BLOCK) * g.out_filter
                 for p in range(0, pixels, ROWS):
                     rows = min(ROWS, pixels - p)
-                    a = x_group + ITEM * (x_line + p * x_row)
-                    o = out_block + ITEM * (out_line + p * out_row)
+                    a, o = x + ITEM * (x_line + p * x_row), out + ITEM * (out_line + p * out_row)
                     contract(
                         (a, x_row, g.x_step), (w, BLOCK), (g.taps + 16 * tap, n_taps, steps), (start, 0, LANES),
                         (o, out_row, rows, filters) if dense else (scratch, BLOCK, rows, BLOCK),
@@ -126,19 +125,27 @@ class Direct(ConvKernel):
         channels = p.in_channels // p.groups
         merged = p.groups == p.dilation[1] == x_strides[1] == 1 and x_strides[3] == channels
         found = lines(p, x_strides, out_strides, self.block, self.rows, merged)
-        count = len(found.lines)
-        images = p.batch * p.groups
-        line_bytes = math.prod(p.in_shape[1:]) // p.groups * self.item // count
-        block_bytes = math.prod(p.weight_shape[1:]) * self.block * self.item
-        lines_per_job, blocks_per_job = split(count, line_bytes, self.blocks, block_bytes, images, self.wanted_jobs(4))
+        packing = packing_fields(p)
+        return self.fill(found, x_strides, out_strides, channels, p.in_size, packing_elements(p, self.block), packing)
+
+    def fill(
+        self, found: Lines, x_strides: tuple[int, ...], out_strides: tuple[int, ...], channels: int, size: Pair,
+        packed: int, packing: dict[str, int],
+    ) -> Geometry:  # fmt: skip
+        """The record for lines of an input of `channels` per group and `size`; `packed` is scratch for weights."""
+        p, count = self.problem, len(found.lines)
+        line_bytes, all_lines = channels * math.prod(size) * self.item // count, p.batch * count
+        block_bytes = packing["length"] * self.block * self.item
+        wanted = self.wanted_jobs(4)
+        lines_per_job, blocks_per_job = split(all_lines, line_bytes, self.blocks, block_bytes, p.groups, wanted)
         tile = 0 if out_strides[1] == 1 else whole_lines(self.rows * self.block)
-        slab = self.item * (tile + packing_elements(p, self.block))
-        line_jobs, block_jobs = -(-count // lines_per_job), -(-self.blocks // blocks_per_job)
+        slab = self.item * (tile + packed)
+        line_jobs, block_jobs = -(-all_lines // lines_per_job), -(-self.blocks // blocks_per_job)
         return record(
-            GEOMETRY, images * line_jobs * block_jobs, slab, {"lines": found.lines, "taps": found.taps},
+            GEOMETRY, p.groups * line_jobs * block_jobs, slab, {"lines": found.lines, "taps": found.taps},
             line_count=count, lines_per_job=lines_per_job, line_jobs=line_jobs,
             blocks_per_job=blocks_per_job, block_jobs=block_jobs,
-            groups=p.groups, blocks=self.blocks, tile=tile, **packing_fields(p),
+            batch=p.batch, groups=p.groups, blocks=self.blocks, tile=tile, **packing,
             x_batch=x_strides[0], x_group=channels * x_strides[1], x_step=x_strides[1],
             out_batch=out_strides[0], out_filter=out_strides[1],
             epilogue=self.epilogue_address,

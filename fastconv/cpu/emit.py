@@ -49,6 +49,10 @@ class Emitter:
         as_vector = self.builder.bitcast(pointer, self.vector.as_pointer())
         self.builder.store(value, as_vector, align=self.itemsize)
 
+    def minimum(self, x: Any, y: Any) -> Any:
+        """The smaller of two integers."""
+        return self.builder.select(self.builder.icmp_signed("<", x, y), x, y)
+
     def first(self, count: Any) -> Any:
         """A mask of the first `count` lanes (none if it is not positive)."""
         integers = ir.VectorType(_I64, self.lanes)

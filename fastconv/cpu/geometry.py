@@ -7,7 +7,7 @@ pixels need no test for padding at all. A *line* is a run of pixels of such a re
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -124,12 +124,15 @@ def lines(problem: ConvProblem, x_strides: tuple, out_strides: tuple, block: int
         x0 = (rows.start * sh - top) * high_x + (columns.start * sw - left) * wide_x
         o0 = rows.start * high_o + columns.start * wide_o
         down, along = (len(rows), sh * high_x, high_o), (len(columns), sw * wide_x, wide_o)
-        table += _rectangle(x0, o0, down, along, shared, tile)
+        table += rectangle(x0, o0, down, along, shared, tile)
     return Lines(np.array(table, np.int64).reshape(-1, 8), np.array(taps or [(0, 0)], np.int64))
 
 
-def _rectangle(x0: int, o0: int, down: tuple, along: tuple, shared: tuple, tile: int) -> list[tuple]:
-    """Lines of one rectangle; `down` and `along` are (pixels, distance in x, distance in out)."""
+def rectangle(x0: int, o0: int, down: tuple, along: tuple, shared: tuple, tile: int) -> list[tuple]:
+    """Lines of one rectangle; `down` and `along` are (pixels, distance in x, distance in out).
+
+    `shared` ends each row of the table: first tap, number of taps, steps.
+    """
     if down[1:] == (along[0] * along[1], along[0] * along[2]):
         down, along = (1, 0, 0), (down[0] * along[0], *along[1:])  # rows follow each other: one long line
     elif along[0] < min(tile, down[0]):
@@ -142,3 +145,70 @@ def _rectangle(x0: int, o0: int, down: tuple, along: tuple, shared: tuple, tile:
             x, out = x0 + i * down[1] + j * along[1], o0 + i * down[2] + j * along[2]
             found.append((x, out, count, along[1], along[2], *shared))
     return found
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Input positions start, start + step, ... that the same taps read, each at the next output position.
+
+    Attributes
+    ----------
+    taps : tuple of (int, int)
+        Kernel elements, and the output position that reads `start` with each of them.
+    """
+
+    start: int
+    count: int
+    step: int
+    taps: tuple[Pair, ...]
+
+
+def phases(size: int, out: int, kernel: int, stride: int, padding: Pair, dilation: int) -> list[Phase]:
+    """Split one axis of the input into the longest runs that the same taps read."""
+    found: list[Phase] = []
+    for remainder in range(min(stride, size)):
+        runs: list[Phase] = []
+        for position in range(remainder, size, stride):
+            distances = ((tap, position + padding[0] - tap * dilation) for tap in range(kernel))
+            taps = tuple((t, d // stride) for t, d in distances if d % stride == 0 and 0 <= d // stride < out)
+            if runs and [t for t, _ in runs[-1].taps] == [t for t, _ in taps]:
+                runs[-1] = replace(runs[-1], count=runs[-1].count + 1)
+            else:
+                runs.append(Phase(position, 1, stride, taps))
+        found += runs
+    return found
+
+
+def input_axes(problem: ConvProblem) -> tuple[list[Phase], list[Phase]]:
+    """The phases of the input's rows and of its columns."""
+    sizes = (problem.in_size, problem.conv_size, problem.kernel_size)
+    rows, columns = (
+        phases(*axis) for axis in zip(*sizes, problem.stride, problem.padding, problem.dilation, strict=True)
+    )
+    return rows, columns
+
+
+def input_lines(problem: ConvProblem, grad_strides: tuple, x_strides: tuple, block: int, tile: int) -> Lines:
+    """`lines` for the gradient of the input: each pixel's sum over the outputs that read it.
+
+    Parameters
+    ----------
+    problem : ConvProblem
+    grad_strides, x_strides : (n, c, h, w)
+        Strides in elements of the output's gradient and of the input's.
+    block : int
+        Input channels per block of the packed weights, which are (r, s, k, block).
+    tile : int
+        Pixels per register tile.
+    """
+    filters, S = problem.out_channels // problem.groups, problem.kernel_size[1]
+    high, wide = grad_strides[2:]
+    table: list[tuple] = []
+    taps: list[tuple[int, int]] = []
+    for rows, columns in product(*input_axes(problem)):
+        pairs = list(product(rows.taps, columns.taps))
+        shared = (len(taps), len(pairs), filters)
+        taps += [(i * high + j * wide, (r * S + s) * filters * block) for (r, i), (s, j) in pairs]
+        down, along = (rows.count, high, rows.step * x_strides[2]), (columns.count, wide, columns.step * x_strides[3])
+        table += rectangle(0, rows.start * x_strides[2] + columns.start * x_strides[3], down, along, shared, tile)
+    return Lines(np.array(table, np.int64).reshape(-1, 8), np.array(taps or [(0, 0)], np.int64))

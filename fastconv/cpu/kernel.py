@@ -147,6 +147,11 @@ class Kernel(ABC):
         """Whether an input with these strides can be read; if not, it is copied first."""
         return True
 
+    @property
+    def shapes(self) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
+        """Of the two arrays whose strides `geometry` takes."""
+        return self.problem.in_shape, self.problem.out_shape
+
     def wanted_jobs(self, per_thread: int) -> int:
         """Enough jobs to keep every thread busy to the end; one thread needs no cutting."""
         return per_thread * self.threads if self.threads > 1 else 1
@@ -154,8 +159,7 @@ class Kernel(ABC):
     @property
     def workspace_bytes(self) -> int:
         """Scratch memory of one run on arrays in the problem's own memory format."""
-        p = self.problem
-        geometry = self.geometry(*(dense_strides(s, p.memory_format) for s in (p.in_shape, p.out_shape)))
+        geometry = self.geometry(*(dense_strides(shape, self.problem.memory_format) for shape in self.shapes))
         return min(self.threads, geometry.jobs) * geometry.slab
 
     def launch(self, x: np.ndarray, out: np.ndarray) -> Launch | None:

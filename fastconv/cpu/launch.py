@@ -103,7 +103,7 @@ def conv_launcher(dtype: str) -> Launcher:
 @cache
 def pool_launcher(dtype: str) -> Launcher:
     """As `conv_launcher`, with int64 indices of 4 axes and any strides in the place of `weight`."""
-    return _image_launcher(dtype, types.Array(types.int64, 4, "A"))
+    return _image_launcher(dtype, types.Array(types.int64, 4, "A", readonly=True))
 
 
 @cache

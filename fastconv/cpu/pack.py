@@ -103,6 +103,16 @@ def _packer(dtype: str, ITEM: int, LANES: int, stamp: str) -> Any:
     return jit(signature)(pack)
 
 
+def padded_bias(bias: np.ndarray, groups: int, width: int) -> np.ndarray:
+    """The bias with every group filled up to `width` elements."""
+    per_group = len(bias) // groups
+    if per_group == width:
+        return np.ascontiguousarray(bias)
+    padded = np.zeros((groups, width), bias.dtype)
+    padded[:, :per_group] = bias.reshape(groups, per_group)
+    return padded.reshape(-1)
+
+
 class Packer(ABC):
     """Brings weights (K, C/groups, R, S) and bias (K,) or None, of any strides, into a kernel's layout."""
 
@@ -141,21 +151,13 @@ class FilterPacker(Packer):
             self.pack = _packer(problem.dtype, problem.itemsize, lanes, source_stamp())
 
     def __call__(self, weight: np.ndarray, bias: np.ndarray | None) -> Packed:
-        padded = self.no_bias if bias is None else self._padded(bias)
+        padded = self.no_bias if bias is None else padded_bias(bias, self.groups, self.blocks * self.block)
         weight = np.ascontiguousarray(weight)
         if self.raw:
             return weight, padded
         packed = aligned((1, 1, 1, self.size), self.dtype)
         self.pack(weight, packed, self.groups, self.block, self.taps)
         return packed, padded
-
-    def _padded(self, bias: np.ndarray) -> np.ndarray:
-        per_group = len(bias) // self.groups
-        if per_group == self.blocks * self.block:
-            return np.ascontiguousarray(bias)
-        padded = np.zeros((self.groups, self.blocks * self.block), self.dtype)
-        padded[:, :per_group] = bias.reshape(self.groups, per_group)
-        return padded.reshape(-1)
 
 
 class RowPacker(Packer):

@@ -22,9 +22,11 @@ from numba import carray
 from fastconv.cpu import bands
 from fastconv.cpu.bands import GEOMETRY
 from fastconv.cpu.contract import contract
+from fastconv.cpu.host import host
 from fastconv.cpu.kernel import ConvKernel, Params
 from fastconv.cpu.memory import call, copy, fill
 from fastconv.cpu.pack import weights_of_block
+from fastconv.cpu.panels import pad_vectors
 from fastconv.cpu.tiles import filter_vector_tiles, pixel_vector_tiles
 from fastconv.cpu.transpose import move
 from fastconv.jit import inline, job_kernel
@@ -41,9 +43,11 @@ def unsupported(problem: ConvProblem) -> str | None:
 def space(problem: ConvProblem) -> list[Params]:
     """The register tiles of this CPU, with the channels whole or in blocks whose weights fit in cache.
 
-    ``pixel_vectors`` says which form of the kernel runs: 0 channels-last, either one contiguous.
+    ``pixel_vectors`` says which form of the kernel runs: 0 channels-last, either one contiguous, or where
+    filters would fill less than half a vector.
     """
-    forms = (0, 1) if problem.memory_format == "contiguous" else (0,)
+    few = 2 * problem.out_channels // problem.groups <= host().lanes(problem.itemsize)
+    forms = (0, 1) if problem.memory_format == "contiguous" or few else (0,)
     return [
         {"rows": rows, "vectors": vectors, "channels": channels, "pixel_vectors": form}
         for form in forms
@@ -114,29 +118,6 @@ def _pad_rows(x, g, top, bottom, channels, panel, ITEM):
         fill(target + ITEM * right * g.channel_block, (width - right) * g.channel_block, 0.0, ITEM)
 
 
-@inline
-def _pad_vectors(x, g, top, bottom, channels, panel, ITEM):
-    """Input of convolution rows [top, bottom) as (channel, phase, row, column), with its padding."""
-    rows = bottom - top - 1 + g.panel_rows
-    for c in range(channels):
-        for phase in range(g.phases_h * g.phases_w):
-            ph, pw = phase // g.phases_w, phase % g.phases_w
-            # Columns j whose pixel j*stride + pw - left is inside the image.
-            begin = min(g.pitch, max(0, -((pw - g.left) // g.stride_w)))
-            end = max(begin, min(g.pitch, -((pw - g.left - g.in_width) // g.stride_w)))
-            for i in range(rows):
-                row = (top + i) * g.stride_h + ph - g.top
-                target = panel + ITEM * (c * g.panel_channel + phase * g.panel_phase + i * g.pitch)
-                if row < 0 or row >= g.in_height:
-                    fill(target, g.pitch, 0.0, ITEM)
-                    continue
-                fill(target, begin, 0.0, ITEM)
-                source = x + ITEM * (c * g.x_channel + row * g.x_row)
-                source += ITEM * (begin * g.stride_w + pw - g.left) * g.x_column
-                copy(source, g.stride_w * g.x_column, target + ITEM * begin, end - begin, ITEM)
-                fill(target + ITEM * end, g.pitch - end, 0.0, ITEM)
-
-
 @cache
 def _pixel_rows(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
     BLOCK = VECS * LANES
@@ -202,7 +183,7 @@ def _pixel_vectors(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> A
         result = out + ITEM * (n * g.out_batch + group * g.filters * g.out_filter)
         for c in range(0, g.channels, g.channel_block):
             channels = min(g.channel_block, g.channels - c)
-            _pad_vectors(image + ITEM * c * g.x_channel, g, top, bottom, channels, scratch, ITEM)
+            pad_vectors(image + ITEM * c * g.x_channel, g, top, bottom, channels, scratch, ITEM)
             epilogue = g.epilogue if c + channels == g.channels else 0
             for p in range(0, pixels, WIDE):
                 for block in range(first_block, last_block):

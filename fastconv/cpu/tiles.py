@@ -15,16 +15,21 @@ _WIDE = {
     16: [(6, 2), (4, 2), (3, 3), (5, 2)],
 }
 _ONE_VECTOR = {32: [(14, 1), (8, 1)], 16: [(12, 1), (6, 1)]}
-_FEW_ROWS = {32: [(1, 8), (2, 8)], 16: [(1, 8), (2, 4)]}
+_FEW_ROWS = {32: [(1, 8), (2, 8), (3, 8)], 16: [(1, 8), (2, 4), (3, 4)]}
 
 FMA_NS = 0.28  # a vector multiply-add at 3.6 GHz; only ratios of costs matter
 
 
 def filter_vector_tiles(problem: ConvProblem) -> list[Tile]:
     """Tiles whose rows are pixels and whose vectors are filters."""
-    vectors = -(-(problem.out_channels // problem.groups) // host().lanes(problem.itemsize))
+    return channel_vector_tiles(problem.out_channels // problem.groups, math.prod(problem.conv_size), problem.itemsize)
+
+
+def channel_vector_tiles(channels: int, pixels: int, itemsize: int) -> list[Tile]:
+    """Tiles whose rows are some of `pixels` and whose vectors are some of `channels`."""
+    vectors = -(-channels // host().lanes(itemsize))
     registers = host().registers
-    if math.prod(problem.conv_size) < 4:
+    if pixels < 4:
         return _FEW_ROWS[registers]
     return [tile for tile in _WIDE[registers] if tile[1] <= vectors] or _ONE_VECTOR[registers]
 

@@ -57,12 +57,26 @@ def conv_transpose2d(
     weight = as_floats(weight, "weight", (4,))
     strides, dilations = pair(stride, "stride", least=1), pair(dilation, "dilation", least=1)
     size = _transposed_size(image, weight, strides, padding, output_padding, dilations)
+    extra = pair(output_padding, "output_padding", least=0)
+    image = _extended(image, extra[0] // strides[0], extra[1] // strides[1])
     if not isinstance(groups, (int, np.integer)) or groups < 1:
         raise ValueError(f"groups must be a positive int, got {groups!r}")
     in_size = (image.shape[0], weight.shape[1] * groups, *size)
     options = (stride, padding, dilation, groups)
     named = ("x", "the result")
+    x = image if batched else image[0]
     return input_gradient(in_size if batched else in_size[1:], weight, x, options, bias, algorithm, out, named)
+
+
+def _extended(x: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Zeros below and to the right, for outputs that the convolution has but that no gradient comes from."""
+    if not rows and not columns:
+        return x
+    n, c, h, w = x.shape
+    larger = empty((n, c, h + rows, w + columns), x.dtype, memory_format(x))
+    larger[...] = 0
+    larger[:, :, :h, :w] = x
+    return larger
 
 
 def _transposed_size(
@@ -109,7 +123,7 @@ def input_gradient(
     if out is not None:
         check_out(out, in_shape, image.dtype, *(a for a in (image, weight, bias) if a is not None))
     result = empty(shape, image.dtype, format) if out is None else out if batched else out[None]
-    kernel.run(image, weight, result, bias)
+    kernel.convolve(image, weight, bias, result)
     return out if out is not None else result if batched else result[0]
 
 

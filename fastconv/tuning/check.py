@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from fastconv import reference
+from fastconv import reference, reference_backward
 from fastconv.problem import ConvProblem, PoolProblem, Problem
 from fastconv.tuning.measure import Workload
 
@@ -28,6 +27,9 @@ def wrong(problem: Problem, work: Workload, call: Callable[[], None]) -> str | N
     call()
     images, units = _part(problem)
     if isinstance(problem, ConvProblem):
+        if problem.direction == "backward_weight":
+            expected, filters = _weight_gradient(problem, work, units)
+            return _compare(work.out[filters], expected, _tolerance(problem))
         expected, channels = _convolve(problem, work, images, units)
         return _compare(work.out[np.ix_(images, channels)], expected, _tolerance(problem))
     smaller = replace(problem, batch=len(images), channels=len(units))
@@ -38,13 +40,18 @@ def wrong(problem: Problem, work: Workload, call: Callable[[], None]) -> str | N
 
 
 def _part(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
-    """Images, and channels (convolution: groups, or filters if there is one group), to compare."""
+    """Images, and channels of the result (weights: filters; or groups if there are several), to compare."""
     images = np.unique([0, problem.batch - 1])
+    each = problem.flops / problem.batch * len(images)
     if isinstance(problem, PoolProblem):
         count = problem.channels
+    elif problem.groups > 1:
+        count = problem.groups
     else:
-        count = problem.groups if problem.groups > 1 else problem.out_channels
-    each = problem.flops / problem.batch * len(images) / count
+        count = problem.in_channels if problem.direction == "backward_input" else problem.out_channels
+    if problem.direction == "backward_weight":
+        each = problem.flops  # a sum over all images
+    each /= count
     wanted = min(count, max(2, int(_REFERENCE_FLOPS / each)))
     return images, np.unique(np.linspace(0, count - 1, wanted).round().astype(int))
 
@@ -52,17 +59,34 @@ def _part(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
 def _convolve(
     problem: ConvProblem, work: Workload, images: np.ndarray, units: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The reference's result for some images and groups (or filters), and the channels that it has."""
-    per_group, filters = problem.in_channels // problem.groups, problem.out_channels // problem.groups
-    if problem.groups > 1:
-        inputs, outputs, groups = _members(units, per_group), _members(units, filters), len(units)
-    else:
-        inputs, outputs, groups = np.arange(problem.in_channels), units, 1
+    """The reference's result for some images and groups (or channels), and the channels that it has."""
+    inputs, outputs, groups = _channels(problem, units)
     smaller = replace(problem, batch=len(images), in_channels=len(inputs), out_channels=len(outputs), groups=groups)
     assert work.weight is not None
-    bias = None if work.bias is None else work.bias[outputs]
-    x = work.x[np.ix_(images, inputs)]
-    return reference.convolve(smaller, x, work.weight[outputs], bias), outputs
+    if problem.direction == "forward":
+        bias = None if work.bias is None else work.bias[outputs]
+        return reference.convolve(smaller, work.x[np.ix_(images, inputs)], work.weight[outputs], bias), outputs
+    weight = work.weight[outputs] if problem.groups > 1 else work.weight[:, inputs]
+    bias = None if work.bias is None else work.bias[inputs]
+    return reference_backward.conv_input(smaller, work.x[np.ix_(images, outputs)], weight, bias), inputs
+
+
+def _weight_gradient(problem: ConvProblem, work: Workload, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The reference's gradient of the weights of some groups (or filters), and the filters that it has."""
+    inputs, outputs, groups = _channels(problem, units)
+    smaller = replace(problem, in_channels=len(inputs), out_channels=len(outputs), groups=groups)
+    assert work.grad is not None
+    return reference_backward.conv_weight(smaller, work.x[:, inputs], work.grad[:, outputs]), outputs
+
+
+def _channels(problem: ConvProblem, units: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Input and output channels, and how many groups, that some groups (or channels of the result) have."""
+    channels, filters = problem.in_channels // problem.groups, problem.out_channels // problem.groups
+    if problem.groups > 1:
+        return _members(units, channels), _members(units, filters), len(units)
+    if problem.direction == "backward_input":
+        return units, np.arange(filters), 1
+    return np.arange(channels), units, 1
 
 
 def _members(groups: np.ndarray, size: int) -> np.ndarray:
@@ -71,7 +95,14 @@ def _members(groups: np.ndarray, size: int) -> np.ndarray:
 
 def _tolerance(problem: Problem) -> float:
     """Relative to the largest result: rounding of a sum of n terms grows as sqrt(n)."""
-    window: Any = problem.weight_shape[1:] if isinstance(problem, ConvProblem) else problem.pool.kernel_size
+    if isinstance(problem, PoolProblem):
+        window: tuple[int, ...] = problem.pool.kernel_size
+    elif problem.direction == "forward":
+        window = problem.weight_shape[1:]
+    elif problem.direction == "backward_input":
+        window = (problem.out_channels // problem.groups, *problem.kernel_size)
+    else:
+        window = (problem.batch, *problem.conv_size)
     return 32 * float(np.finfo(problem.dtype).eps) * math.sqrt(math.prod(window))
 
 

@@ -32,13 +32,18 @@ _STAGES = {1: (6.0, 1.0), 4: (1.6, 1.0), 7: (1.25, 0.5), 11: (1.1, 0.5)}
 
 @dataclass(frozen=True)
 class Workload:
-    """Arrays of one problem; `out` (and `indices`, int64) are overwritten by every run."""
+    """Arrays of one problem; `out` (and `indices`, int64) are overwritten by every run.
+
+    For a gradient, `x` is the input or what stands in its place: with that of the input (direction
+    "backward_input") the gradient of the output, which is `grad` with that of the weights.
+    """
 
     x: np.ndarray
     out: np.ndarray
     weight: np.ndarray | None = None
     bias: np.ndarray | None = None
     indices: np.ndarray | None = None
+    grad: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -75,18 +80,36 @@ class Timing:
 def workload(problem: Problem, seed: int = 0) -> Workload:
     """Random arrays for a problem: normally distributed, weights scaled so that the results are too."""
     random = np.random.default_rng(seed)
-    x = empty(problem.in_shape, problem.dtype, problem.memory_format)
-    x[...] = random.standard_normal(x.shape, np.dtype(problem.dtype))
+    if isinstance(problem, ConvProblem) and problem.direction == "backward_weight":
+        x, grad = (_normal(problem, shape, random) for shape in (problem.in_shape, problem.out_shape))
+        return Workload(x, np.empty(problem.weight_shape, problem.dtype), grad=grad)
+    if isinstance(problem, ConvProblem) and problem.direction == "backward_input":
+        x, out = (
+            _normal(problem, problem.out_shape, random),
+            empty(problem.in_shape, problem.dtype, problem.memory_format),
+        )
+        return Workload(x, out, *_weights(problem, random))
+    x = _normal(problem, problem.in_shape, random)
     out = empty(problem.out_shape, problem.dtype, problem.memory_format)
     if not isinstance(problem, ConvProblem):
         if problem.pool.mode == "lp":
             np.abs(x, out=x)  # a negative sum of odd powers has no root
         indices = empty(problem.out_shape, np.int64, problem.memory_format) if problem.return_indices else None
         return Workload(x, out, indices=indices)
+    return Workload(x, out, *_weights(problem, random))
+
+
+def _normal(problem: Problem, shape: tuple[int, int, int, int], random: np.random.Generator) -> np.ndarray:
+    array = empty(shape, problem.dtype, problem.memory_format)
+    array[...] = random.standard_normal(shape, np.dtype(problem.dtype))
+    return array
+
+
+def _weights(problem: ConvProblem, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray | None]:
     weight = random.standard_normal(problem.weight_shape, np.dtype(problem.dtype))
     weight /= math.sqrt(math.prod(problem.weight_shape[1:]))
-    bias = random.standard_normal(problem.out_channels, np.dtype(problem.dtype)) if problem.bias else None
-    return Workload(x, out, weight, bias)
+    channels = problem.out_channels if problem.direction == "forward" else problem.in_channels
+    return weight, random.standard_normal(channels, np.dtype(problem.dtype)) if problem.bias else None
 
 
 def prepare(
@@ -98,7 +121,9 @@ def prepare(
     x, out = work.x, work.out
     if not isinstance(problem, ConvProblem):
         return kernel, lambda: kernel.run(x, out, work.indices)
-    if problem.raw:
+    if problem.direction == "backward_weight":
+        return kernel, lambda: kernel.run(x, work.grad, out)
+    if problem.raw or problem.direction == "backward_input":
         return kernel, lambda: kernel.convolve(x, work.weight, work.bias, out)
     packed = kernel.pack(work.weight, work.bias)
     return kernel, lambda: kernel.run(x, packed, out)

@@ -77,5 +77,5 @@ def validators(descriptor: str, algorithm: str) -> dict[str, Any]:
     ValueError
         If the algorithm is not registered.
     """
-    module = algorithms.module(parse(descriptor).operation, algorithm)
-    return {**machine(), "source": source_hash(module.__name__)}
+    source = algorithms.source(parse(descriptor).operation, algorithm)
+    return {**machine(), "source": source_hash(source)}

@@ -1,0 +1,136 @@
+"""What every CPU kernel for the gradient of the weights is to its callers, and the sum of partial results."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import carray
+
+from fastconv.arrays import aligned, empty
+from fastconv.cpu.kernel import Kernel, Launch, Params, fields, record
+from fastconv.cpu.launch import conv_launcher
+from fastconv.cpu.memory import copy, fill, get, put
+from fastconv.cpu.transpose import transpose
+from fastconv.jit import inline, job_kernel, source_stamp
+from fastconv.problem import ConvProblem
+
+SPLITS = 16  # jobs wanted; a constant, for the result must not depend on the number of threads
+
+_SUM = fields("elements", "splits", "per_job")
+_SUM_ELEMENTS = 1 << 13  # of the result, in one job
+
+
+@cache
+def _summing(ITEM: int, stamp: str) -> Any:
+    @job_kernel(_SUM)
+    def sum_splits(splits, _second, _third, out, _scratch, geometry, index):
+        _ = stamp
+        g = carray(geometry, 1)[0]
+        first = ITEM * index * g.per_job
+        count = min(g.per_job, g.elements - index * g.per_job)
+        copy(splits + first, 1, out + first, count, ITEM)
+        for split in range(1, g.splits):
+            source = splits + ITEM * split * g.elements + first
+            for i in range(count):
+                put(out + first, i, get(out + first, i, ITEM) + get(source, i, ITEM), ITEM)
+
+    return sum_splits
+
+
+@inline
+def copy_pixels(source, column, channel, target, pixel, columns, channels, ITEM):
+    """Copy neighbouring pixels to where they lie `pixel` elements apart, channels side by side."""
+    if channel == 1 and column == pixel == channels:
+        copy(source, 1, target, columns * channels, ITEM)
+    elif channel == 1:
+        for j in range(columns):
+            copy(source + ITEM * j * column, 1, target + ITEM * j * pixel, channels, ITEM)
+    elif column == 1:
+        transpose(source, channel, target, pixel, channels, columns, ITEM)
+    else:
+        for j in range(columns):
+            copy(source + ITEM * j * column, channel, target + ITEM * j * pixel, channels, ITEM)
+
+
+@inline
+def pad_input(x, g, first, last, channels, panel, ITEM):
+    """The input of output rows [first, last) as (row, column, channel), with its padding.
+
+    `g` is a geometry record: lines are ``x_line`` elements apart, and pixels ``x_pixel``.
+    """
+    width = g.x_line // g.x_pixel
+    left, right = min(width, g.left), min(width, g.left + g.in_width)
+    for i in range((last - first - 1) * g.stride_h + g.span_h):
+        row, target = first * g.stride_h - g.top + i, panel + ITEM * i * g.x_line
+        if row < 0 or row >= g.in_height:
+            fill(target, g.x_line, 0.0, ITEM)
+            continue
+        fill(target, left * g.x_pixel, 0.0, ITEM)
+        inside = target + ITEM * left * g.x_pixel
+        copy_pixels(x + ITEM * row * g.x_row, g.x_column, g.x_channel, inside, g.x_pixel, right - left, channels, ITEM)
+        fill(target + ITEM * right * g.x_pixel, (width - right) * g.x_pixel, 0.0, ITEM)
+
+
+def odd_lines(elements: int, lanes: int) -> int:
+    """The next odd number of vectors."""
+    lines = -(-elements // lanes)
+    return lanes * (lines + 1 - lines % 2)
+
+
+class WeightKernel(Kernel):
+    """An algorithm for the gradient of the weights, bound to a problem.
+
+    Its jobs read the input and the gradient of the output, whose strides `geometry` takes, and write
+    contiguous weights (K, C/groups, R, S). With several `splits`, each of them writes weights of its own, which
+    are then added in order.
+    """
+
+    splits = 1
+
+    def __init__(self, problem: ConvProblem, params: Params, threads: int) -> None:
+        super().__init__(problem, params, threads)
+        self.launcher = conv_launcher(problem.dtype)
+        self.elements = math.prod(problem.weight_shape)
+        self._no_bias = np.empty(0, problem.dtype)
+
+    def sum_after(self, splits: int) -> None:
+        """Say how many partial results there are."""
+        self.splits = splits
+        if splits > 1:
+            self.summing = _summing(self.item, source_stamp())
+            jobs = -(-self.elements // _SUM_ELEMENTS)
+            geometry = record(_SUM, jobs, 0, {}, elements=self.elements, splits=splits, per_job=_SUM_ELEMENTS)
+            self.sum = Launch(self.launcher, self.summing.address, geometry, self.threads)
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Scratch memory of one run on arrays in the problem's own memory format."""
+        return super().workspace_bytes + (self.splits * self.elements * self.item if self.splits > 1 else 0)
+
+    def run(self, x: np.ndarray, grad_output: np.ndarray, out: np.ndarray) -> None:
+        """Compute `out` (K, C/groups, R, S) from `x` (N, C, H, W) and `grad_output` (N, K, Ho, Wo).
+
+        Safe to call from several threads at once.
+        """
+        if not grad_output.size:
+            out[...] = 0
+            return
+        launch = self.launch(x, grad_output)
+        if launch is None:
+            dense = empty(x.shape, x.dtype, self.problem.memory_format)
+            np.copyto(dense, x)
+            self.run(dense, grad_output, out)
+            return
+        shape = self.problem.weight_shape
+        result = out if out.flags.c_contiguous else np.empty(shape, out.dtype)
+        if self.splits == 1:
+            launch(x, grad_output, self._no_bias, result)
+        else:
+            partial = aligned((self.splits * shape[0], *shape[1:]), out.dtype)
+            launch(x, grad_output, self._no_bias, partial)
+            self.sum(partial, partial, self._no_bias, result)
+        if result is not out:
+            np.copyto(out, result)

@@ -1,0 +1,250 @@
+"""Gradients of a convolution: every algorithm against the reference, and the reference against strangers."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+from support import (
+    FORMATS,
+    PROBLEMS,
+    as_format,
+    guarded,
+    poisoned,
+    rows,
+    spread,
+    workspace_without_slack,
+)
+
+import fastconv
+from fastconv import algorithms, reference, reference_backward
+from fastconv.problem import ConvProblem
+
+
+def gradients(direction: str, *, every: int = 1) -> list[ConvProblem]:
+    """The convolutions of `PROBLEMS` as gradients, in both formats, and each fourth in float64 too."""
+    plain = list(dict.fromkeys(p.without_epilogue(direction) for p in PROBLEMS))
+    single = [replace(p, memory_format=f) for p in plain for f in FORMATS]
+    double = [replace(p, memory_format=f, dtype="float64") for f in FORMATS for p in plain[::4]]
+    return (single + double)[::every]
+
+
+def normal(shape: tuple[int, ...], problem: ConvProblem, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(problem.dtype)
+
+
+@cache
+def case(problem: ConvProblem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What the kernel reads, and what it should write."""
+    grad = as_format(normal(problem.out_shape, problem, 1), problem.memory_format)
+    if problem.direction == "backward_input":
+        weight = normal(problem.weight_shape, problem, 2)
+        return grad, weight, reference_backward.conv_input(problem, grad, weight)
+    x = as_format(normal(problem.in_shape, problem, 0), problem.memory_format)
+    return x, grad, reference_backward.conv_weight(problem, x, grad)
+
+
+def terms(problem: ConvProblem) -> int:
+    """How many products are summed for one element, at most."""
+    if problem.direction == "backward_input":
+        return problem.out_channels // problem.groups * math.prod(problem.kernel_size)
+    return problem.batch * math.prod(problem.conv_size)
+
+
+def assert_near(actual: np.ndarray, expected: np.ndarray, problem: ConvProblem) -> None:
+    """Within the rounding of a sum of normally distributed products (see `support.tolerance`)."""
+    bound = 4 * float(np.finfo(problem.dtype).eps) * math.sqrt(terms(problem) + 1)
+    np.testing.assert_allclose(actual, expected, rtol=bound, atol=bound * math.sqrt(terms(problem) + 1))
+
+
+def compute(problem: ConvProblem, name: str, params: dict, arrays: tuple, out: np.ndarray, threads: int = 1) -> None:
+    kernel = algorithms.module(problem.operation, name).make(problem, params, threads)
+    if problem.direction == "backward_input":
+        kernel.convolve(*arrays, None, out)
+    else:
+        kernel.run(*arrays, out)
+
+
+@pytest.fixture(autouse=True)
+def _guard_scratch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastconv.cpu.kernel.workspace", workspace_without_slack)
+
+
+@pytest.mark.parametrize(("problem", "name"), rows(gradients("backward_input") + gradients("backward_weight")))
+def test_every_algorithm_against_the_reference(problem: ConvProblem, name: str) -> None:
+    *arrays, expected = case(problem)
+    space = algorithms.module(problem.operation, name).space(problem)
+    turn = len(problem.descriptor) % 4  # every tile meets many problems, though not each of them all
+    tiles = space[turn::4] or space[:1]
+    for number, params in enumerate(tiles if problem.dtype == "float32" else tiles[:1]):
+        end, format = bool(number % 2), problem.memory_format
+        if problem.direction == "backward_input":
+            out = poisoned(problem.in_shape, problem.dtype, format)
+            compute(problem, name, params, [guarded(a, end) for a in arrays], out.array)
+            out.check()
+            assert_near(out.array, expected, problem)
+        else:
+            result = guarded(np.full(problem.weight_shape, np.nan, problem.dtype), end)
+            compute(problem, name, params, [guarded(a, end) for a in arrays], result)
+            assert_near(result, expected, problem)
+
+
+@pytest.mark.parametrize(
+    ("problem", "name"), rows(gradients("backward_input", every=9) + gradients("backward_weight", every=9))
+)
+def test_any_strides(problem: ConvProblem, name: str) -> None:
+    first, second, expected = case(problem)
+    params = algorithms.module(problem.operation, name).space(problem)[0]
+    other = {"contiguous": "channels_last", "channels_last": "contiguous"}[problem.memory_format]
+    arrays = (spread(first, problem.memory_format), as_format(second, other))
+    if problem.direction == "backward_input":
+        out = np.full(problem.in_shape, np.nan, problem.dtype)
+    else:
+        out = np.full((*problem.weight_shape[:3], 2 * problem.weight_shape[3]), np.nan, problem.dtype)[..., ::2]
+    compute(problem, name, params, arrays, out)
+    assert_near(out, expected, problem)
+
+
+@pytest.mark.parametrize(
+    ("problem", "name"), rows(gradients("backward_input", every=7) + gradients("backward_weight", every=7))
+)
+def test_the_same_bits_on_two_threads(problem: ConvProblem, name: str) -> None:
+    *arrays, expected = case(problem)
+    params = algorithms.module(problem.operation, name).space(problem)[-1]
+    results = [np.full_like(expected, np.nan, problem.dtype) for _ in range(2)]
+    for threads, out in enumerate(results, 1):
+        compute(problem, name, params, arrays, out, threads)
+    np.testing.assert_array_equal(results[0], results[1])
+
+
+@pytest.mark.parametrize("problem", gradients("backward_input", every=5), ids=lambda p: p.descriptor)
+def test_the_reference_is_the_transpose_of_the_convolution(problem: ConvProblem) -> None:
+    """<conv(x, w), g> is linear in x and in w, with the gradients as coefficients."""
+    p = replace(problem, dtype="float64")
+    x, weight, grad = (normal(shape, p, s) for s, shape in enumerate((p.in_shape, p.weight_shape, p.out_shape)))
+    value = np.vdot(reference.convolve(replace(p, direction="forward"), x, weight), grad)
+    np.testing.assert_allclose(np.vdot(x, reference_backward.conv_input(p, grad, weight)), value, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(np.vdot(weight, reference_backward.conv_weight(p, x, grad)), value, rtol=1e-9, atol=1e-9)
+
+
+def symmetric(problems: list[ConvProblem]) -> list[ConvProblem]:
+    return [p for p in problems if all(begin == end for begin, end in p.padding) and p.batch]
+
+
+@pytest.mark.parametrize("problem", symmetric(gradients("backward_input", every=3)), ids=lambda p: p.descriptor)
+def test_as_torch(problem: ConvProblem) -> None:
+    torch = pytest.importorskip("torch")
+    p = problem
+    x, weight, grad = (normal(shape, p, s) for s, shape in enumerate((p.in_shape, p.weight_shape, p.out_shape)))
+    x, grad = (as_format(a, p.memory_format) for a in (x, grad))
+    options = (p.stride, tuple(begin for begin, _ in p.padding), p.dilation, p.groups)
+    tensors = [torch.from_numpy(np.ascontiguousarray(a).astype(np.float64)) for a in (x, weight, grad)]
+    expected = torch.nn.grad.conv2d_input(p.in_shape, tensors[1], tensors[2], *options).numpy()
+    assert_near(fastconv.grad.conv2d_input(p.in_shape, weight, grad, *options), expected, p)
+    expected = torch.nn.grad.conv2d_weight(tensors[0], p.weight_shape, tensors[2], *options).numpy()
+    assert_near(
+        fastconv.grad.conv2d_weight(x, p.weight_shape, grad, *options),
+        expected,
+        replace(p, direction="backward_weight"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("stride", "padding", "output_padding", "groups", "dilation"),
+    [(1, 0, 0, 1, 1), (2, 1, 1, 1, 1), ((3, 2), (0, 2), (2, 0), 2, 1), (2, 3, 1, 2, (1, 2)), (1, 2, 1, 1, 2)],
+)
+def test_transposed_convolution_as_torch(stride, padding, output_padding, groups, dilation) -> None:
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    x, weight, bias = (
+        rng.standard_normal((2, 6, 5, 7)),
+        rng.standard_normal((6, 4, 3, 3)),
+        rng.standard_normal(4 * groups),
+    )
+    options = (stride, padding, output_padding, groups, dilation)
+    expected = torch.nn.functional.conv_transpose2d(*(torch.from_numpy(a) for a in (x, weight, bias)), *options).numpy()
+    np.testing.assert_allclose(fastconv.conv_transpose2d(x, weight, bias, *options), expected, rtol=1e-11, atol=1e-11)
+    last = fastconv.conv_transpose2d(as_format(x, "channels_last"), weight, bias, *options)
+    np.testing.assert_allclose(last, expected, rtol=1e-11, atol=1e-11)
+    assert last.strides[1] == last.itemsize
+    np.testing.assert_allclose(
+        fastconv.conv_transpose2d(x[0], weight, bias, *options), expected[0], rtol=1e-11, atol=1e-11
+    )
+
+
+@pytest.mark.parametrize("name", algorithms.names("conv_backward_input"))
+def test_bias_of_a_transposed_convolution(name: str) -> None:
+    groups = 4 if name == "depthwise" else 1
+    rng = np.random.default_rng(0)
+    x, bias = rng.standard_normal((1, 4, 5, 6)), np.arange(4.0)
+    weight = rng.standard_normal((4, 4 // groups, 2, 2))
+    plain = fastconv.conv_transpose2d(x, weight, stride=3, groups=groups, algorithm=name)
+    biased = fastconv.conv_transpose2d(x, weight, bias, stride=3, groups=groups, algorithm=name)
+    np.testing.assert_allclose(biased - plain, np.broadcast_to(bias[:, None, None], plain.shape[1:])[None], atol=1e-12)
+
+
+def test_out_is_written_and_returned() -> None:
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal((2, 3, 6, 7)), rng.standard_normal((4, 3, 3, 3))
+    grad = rng.standard_normal((2, 4, 4, 5))
+    out = np.full(weight.shape, np.nan)
+    assert fastconv.grad.conv2d_weight(x, weight.shape, grad, out=out) is out
+    np.testing.assert_array_equal(out, fastconv.grad.conv2d_weight(x, weight.shape, grad))
+    out = np.full(x.shape, np.nan)
+    assert fastconv.grad.conv2d_input(x.shape, weight, grad, out=out) is out
+    np.testing.assert_array_equal(out[0], fastconv.grad.conv2d_input(x.shape[1:], weight, grad[0]))
+
+
+X, W, G = np.ones((2, 4, 6, 6)), np.ones((8, 4, 3, 3)), np.ones((2, 8, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda g: g.conv2d_input((2, 4, 6, 7), W, G), r"grad_output must have shape \(2, 8, 4, 5\)"),
+        (lambda g: g.conv2d_input((2, 4), W, G), "input_size must"),
+        (lambda g: g.conv2d_input(X.shape, W[:, :3], G), "weight has 3 channels per filter"),
+        (lambda g: g.conv2d_input(X.shape, W.astype("f4"), G), "weight must have the dtype of grad_output"),
+        (lambda g: g.conv2d_weight(X, (8, 4, 3), G), "weight_size must"),
+        (lambda g: g.conv2d_weight(X, W.shape, G[0]), "grad_output must have as many axes as input"),
+        (lambda g: g.conv2d_weight(X, W.shape, G[:, :, :3]), r"grad_output must have shape \(2, 8, 4, 4\)"),
+        (lambda g: g.conv2d_weight(X, W.shape, G.astype("f4")), "grad_output must have the dtype of input"),
+        (lambda g: g.conv2d_weight(X.astype(int), W.shape, G), "input must be float32 or float64"),
+        (lambda g: g.conv2d_weight(X, W.shape, G, algorithm="fft"), "algorithm must be None or one of direct, im2col"),
+        (lambda g: g.conv2d_weight(X, W.shape, G, out=np.ones(3)), "out must have shape"),
+        (lambda g: g.conv2d_input(X.shape, W, G, out=G[:, :4]), "out must have shape"),
+        (lambda _: fastconv.conv_transpose2d(G, W, output_padding=1), "output_padding must be less"),
+        (lambda _: fastconv.conv_transpose2d(G, W, padding=4), "leaves nothing of the result's height"),
+        (lambda _: fastconv.conv_transpose2d(G, W, np.ones(3)), r"bias must be float64 of shape \(4,\)"),
+        (lambda _: fastconv.conv_transpose2d(G, W, groups=0), "groups must be a positive int"),
+    ],
+)
+def test_bad_input_is_named(call, message) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        call(fastconv.grad)
+
+
+def test_a_training_step_is_the_same_on_one_and_two_threads(tmp_path) -> None:
+    """In processes that know only so many threads, so that nothing can be split by their number."""
+    code = """
+import sys, numpy as np, fastconv
+rng = np.random.default_rng(0)
+x, w = rng.standard_normal((3, 20, 33, 31)).astype("f4"), rng.standard_normal((24, 20, 3, 3)).astype("f4")
+y = fastconv.conv2d(x, w, stride=2, padding=1)
+gradients = fastconv.grad.conv2d_input(x.shape, w, y, 2, 1), fastconv.grad.conv2d_weight(x, w.shape, y, 2, 1)
+np.savez(sys.argv[1], y, *gradients)
+"""
+    for threads in "12":
+        environment = {**os.environ, "NUMBA_NUM_THREADS": threads, "FASTCONV_MODE": "heuristic"}
+        subprocess.run(
+            [sys.executable, "-c", code, tmp_path / f"{threads}.npz"], check=True, env=environment, timeout=300
+        )
+    one, two = (np.load(tmp_path / f"{threads}.npz") for threads in "12")
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name])
