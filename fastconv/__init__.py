@@ -1,19 +1,23 @@
 """fastconv: fast convolution and pooling from Numba-compiled kernels, chosen by an autotuner."""
 
-from fastconv import grad
+from fastconv import grad, nn, optim
 from fastconv._version import __version__
+from fastconv.checkpoint import load, save
 from fastconv.descriptor import parse
 from fastconv.dispatch import WisdomError, set_mode
 from fastconv.functional.columns import col2im, im2col
 from fastconv.functional.conv import conv1d, conv2d
+from fastconv.functional.local import locally_connected2d
 from fastconv.functional.pool import avg_pool2d, global_avg_pool2d, global_max_pool2d, lp_pool2d, max_pool2d
 from fastconv.functional.transposed import conv_transpose2d
+from fastconv.gradcheck import GradcheckError, gradcheck
 from fastconv.plan import Plan, plan
 from fastconv.problem import ConvProblem, Pool, PoolProblem, conv_output_size
 from fastconv.tuning import tune
 
 __all__ = [
     "ConvProblem",
+    "GradcheckError",
     "Plan",
     "Pool",
     "PoolProblem",
@@ -28,11 +32,17 @@ __all__ = [
     "global_avg_pool2d",
     "global_max_pool2d",
     "grad",
+    "gradcheck",
     "im2col",
+    "load",
+    "locally_connected2d",
     "lp_pool2d",
     "max_pool2d",
+    "nn",
+    "optim",
     "parse",
     "plan",
+    "save",
     "set_mode",
     "tune",
 ]

@@ -111,11 +111,11 @@ def choose(problem: Problem, algorithm: str | None = None, threads: int | None =
     ValueError
         If the algorithm is unknown or does not support the problem.
     WisdomError
-        In mode "wisdom", if the problem has not been tuned.
+        In mode "wisdom", if the problem has not been tuned and there is something to choose.
     """
     threads = threads or numba.config.NUMBA_NUM_THREADS
     entry, known = _known(problem, threads), "wisdom"
-    if entry is None and algorithm is None and _State.mode != "heuristic" and problem.batch:
+    if entry is None and algorithm is None and _State.mode != "heuristic" and _worth_measuring(problem):
         entry, known = _without_wisdom(problem, threads), "measured"
     if entry is not None and algorithm in (None, entry.candidate.algorithm):
         source, candidate = known, entry.candidate
@@ -125,6 +125,10 @@ def choose(problem: Problem, algorithm: str | None = None, threads: int | None =
     predicted = algorithms.predicted_ns(problem, candidate)
     worth = threads if predicted > _WORTH_THREADS_NS else 1
     return Choice(candidate, source, predicted, entry.run_threads if entry else worth, entry)
+
+
+def _worth_measuring(problem: Problem) -> bool:
+    return problem.batch > 0 and len(algorithms.candidates(problem)) > 1
 
 
 def _known(problem: Problem, threads: int) -> Any:

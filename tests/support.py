@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from fastconv import algorithms
+from fastconv.cpu.launch import COUNTER_BYTES
 from fastconv.descriptor import parse
 from fastconv.problem import ConvProblem, MemoryFormat, PoolProblem, Problem
 
@@ -166,6 +167,12 @@ def guarded(array: np.ndarray, end: bool = True) -> np.ndarray:
     copy = np.ndarray(array.shape, array.dtype, buffer=memory, offset=offset, strides=array.strides)
     copy[...] = array
     return copy
+
+
+def workspace_without_slack(slab: int, threads: int) -> np.ndarray:
+    """As `fastconv.cpu.launch.workspace`, but a thread that leaves its slab faults where that is the last one."""
+    size = -(-(COUNTER_BYTES + threads * slab) // COUNTER_BYTES) * COUNTER_BYTES
+    return guarded(np.full(size, 0xFF, np.uint8))  # NaN, so that nothing relies on zeros
 
 
 def _forbid(address: int, size: int) -> None:

@@ -17,10 +17,10 @@ PACKAGE = Path(__file__).parent.parent / "fastconv"
 ORDER = [
     ["_version"],
     ["problem", "jit"],
-    ["algorithms", "descriptor", "networks", "arrays"],
+    ["algorithms", "descriptor", "networks", "arrays", "local_problem"],
     ["cpu"],
     ["reference"],
-    ["reference_backward"],
+    ["reference_backward", "reference_local"],
     ["tuning"],
     ["dispatch"],
     ["plan"],

@@ -221,7 +221,7 @@ class ConvKernel(Kernel):
 
     def bound(self, x: np.ndarray, out: np.ndarray) -> Callable[[np.ndarray, Packed, np.ndarray], None]:
         """`run` for arrays with the strides of these, which takes no time to find out what to do."""
-        launch = self.launch(x, out)
+        launch = self.launch(x, out) if out.size else None
         if launch is None:
             return self.run
         return lambda x, packed, out: launch(x, *packed, out)

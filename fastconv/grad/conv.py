@@ -10,6 +10,7 @@ from fastconv.arrays import as_image, check_out, memory_format
 from fastconv.dispatch import kernel_for
 from fastconv.functional.calls import CallCache
 from fastconv.functional.transposed import gradient_problem, input_gradient
+from fastconv.grad.sizes import as_size
 
 _calls = CallCache()
 
@@ -46,7 +47,7 @@ def conv2d_input(
     ValueError
         Names the argument that does not fit, its value and what would do.
     """
-    size = _size(input_size, "input_size", (3, 4))
+    size = as_size(input_size, "input_size", (3, 4))
     if len(size) != np.ndim(grad_output):
         raise ValueError(f"input_size must have as many axes as grad_output, got {size}")
     return input_gradient(size, weight, grad_output, (stride, padding, dilation, groups), None, algorithm, out)
@@ -86,7 +87,7 @@ def conv2d_weight(
         raise TypeError(f"grad_output must have the dtype of input, {image.dtype}, got {gradient.dtype}")
     if np.ndim(input) != np.ndim(grad_output):
         raise ValueError(f"grad_output must have as many axes as input, got {gradient.shape} for {image.shape}")
-    shape, options = _size(weight_size, "weight_size", (4,)), (stride, padding, dilation, groups)
+    shape, options = as_size(weight_size, "weight_size", (4,)), (stride, padding, dilation, groups)
     key = (image.shape, image.strides, image.dtype.char, shape, gradient.shape, gradient.strides, *options, algorithm)
     try:
         kernel = _calls[key]
@@ -103,9 +104,3 @@ def conv2d_weight(
         check_out(out, shape, image.dtype, image, gradient)
     kernel.run(image, gradient, out)
     return out
-
-
-def _size(size: Any, name: str, ndim: tuple[int, ...]) -> tuple[int, ...]:
-    if not isinstance(size, (tuple, list)) or len(size) not in ndim:
-        raise ValueError(f"{name} must be a shape of {' or '.join(map(str, ndim))} axes, got {size!r}")
-    return tuple(int(n) for n in size)
