@@ -77,6 +77,8 @@ def split(lines: int, line_bytes: int, blocks: int, block_bytes: int, outer: int
             pieces = min(lines, 2 * pieces)
         else:
             chunks = min(blocks, 2 * chunks)
+    turns = max(1, wanted // 4)  # a number of pieces that the threads can share evenly
+    pieces = min(lines, -(-pieces // turns) * turns)
     return -(-lines // pieces), -(-blocks // chunks)
 
 

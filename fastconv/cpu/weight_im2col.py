@@ -46,6 +46,8 @@ def space(problem: ConvProblem) -> list[Params]:
     """The register tiles of this CPU."""
     length, filters = math.prod(problem.weight_shape[1:]), problem.out_channels // problem.groups
     tiles = channel_vector_tiles(length, max(4, filters), problem.itemsize)
+    if (7, 2) in tiles:
+        tiles = [*tiles, (8, 2)]  # numbers of filters are often multiples of 8
     return [{"rows": rows, "vectors": vectors} for rows, vectors in tiles]
 
 
