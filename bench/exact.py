@@ -11,16 +11,27 @@ from fastconv.problem import ConvProblem, Pool, PoolProblem, Problem
 
 
 def inputs(problem: Problem) -> list[np.ndarray]:
-    """x, and for a convolution weight and bias (None without one); the seed comes from the descriptor."""
+    """What a pass reads, made from a seed that comes from the descriptor.
+
+    A pooling has x; a convolution x, weight and bias (None without one); the gradient of its input the
+    gradient of the output and weight; that of its weights x and the gradient of the output.
+    """
     rng = np.random.default_rng(zlib.crc32(problem.descriptor.encode()))
-    x = rng.standard_normal(problem.in_shape, dtype=np.float32).astype(problem.dtype, copy=False)
-    if problem.memory_format == "channels_last":
-        x = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    if problem.direction == "backward_weight":
+        return [_image(problem, problem.in_shape, rng), _image(problem, problem.out_shape, rng)]
+    x = _image(problem, problem.in_shape if problem.direction == "forward" else problem.out_shape, rng)
     if isinstance(problem, PoolProblem):
         return [x]
     weight = rng.standard_normal(problem.weight_shape, dtype=np.float32).astype(problem.dtype, copy=False)
     bias = rng.standard_normal(problem.out_channels, dtype=np.float32).astype(problem.dtype, copy=False)
-    return [x, weight, bias if problem.bias else None]
+    return [x, weight, bias if problem.bias else None] if problem.direction == "forward" else [x, weight]
+
+
+def _image(problem: Problem, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    x = rng.standard_normal(shape, dtype=np.float32).astype(problem.dtype, copy=False)
+    if problem.memory_format == "channels_last":
+        x = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    return x
 
 
 def exact(problem: Problem) -> np.ndarray:
@@ -28,6 +39,8 @@ def exact(problem: Problem) -> np.ndarray:
     arrays = [a.astype(np.float64) if a is not None else None for a in inputs(problem)]
     if isinstance(problem, PoolProblem):
         return _pool(arrays[0], problem.pool)
+    if problem.direction != "forward":
+        return _gradient(problem, *arrays)
     return _conv(problem, *arrays)
 
 
@@ -52,6 +65,29 @@ def _conv(p: ConvProblem, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | 
     ]
     out = np.concatenate(parts, axis=-1).transpose(0, 3, 1, 2)
     return out if bias is None else out + bias[:, None, None]
+
+
+def _gradient(p: ConvProblem, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Gradient of the input from (grad, weight), or of the weights from (x, grad), tap by tap; one group."""
+    height, width = (n + sum(pad) for n, pad in zip(p.in_size, p.padding, strict=True))
+    of_input = p.direction == "backward_input"
+    padded = np.zeros((p.batch, p.in_channels, height, width))
+    inside = padded[:, :, p.padding[0][0] :, p.padding[1][0] :][:, :, : p.in_size[0], : p.in_size[1]]
+    weight = np.zeros(p.weight_shape)
+    if not of_input:
+        inside[...] = first
+    for r in range(p.kernel_size[0]):
+        for s in range(p.kernel_size[1]):
+            rows, columns = (
+                slice(tap * d, tap * d + step * (n - 1) + 1, step)
+                for tap, d, step, n in zip((r, s), p.dilation, p.stride, p.conv_size, strict=True)
+            )
+            seen = padded[:, :, rows, columns]
+            if of_input:
+                seen += np.einsum("nkhw,kc->nchw", first, second[:, :, r, s], optimize=True)
+            else:
+                weight[:, :, r, s] = np.einsum("nkhw,nchw->kc", second, seen, optimize=True)
+    return inside if of_input else weight
 
 
 def _pool(x: np.ndarray, pool: Pool) -> np.ndarray:

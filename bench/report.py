@@ -72,7 +72,7 @@ def evaluate(section: Section, rows: Rows, rivals: tuple[str, ...]) -> dict[str,
     }
     found["least_ratio"] = min(peers[rivals[0]]["median"] / peers[ours]["median"] for peers in rows.values())
     reached = found["least_ratio"] if section.every else found["ratios"][rivals[0]]["median"]
-    met = reached >= section.least_ratio
+    met = reached >= section.least_ratio and found["least_ratio"] >= section.least_each
     shares = [peak_share(p, ours, "min") for name, p in rows.items() if section.least_peak and _is_3x3(name)]
     if shares:
         found["least_peak"] = min(shares)

@@ -29,12 +29,16 @@ class Section:
         Names in `peers.PEERS`. Ratios are rival time over ours, of the first of `ours` to each of `rivals`.
     least_ratio : float
         What the ratios of medians must reach: their geometric mean, or `every` one of them.
+    least_each : float
+        What each of them must reach besides.
     peak : bool
         Whether to measure the FMA peak in the same rounds.
     least_peak : float
         The share of it that every 3x3 convolution must reach, from best times.
     timed : bool
         False for a section that looks at errors only.
+    fastest : str
+        If not empty, what the fastest of the rivals on each problem is called; it then is the first rival.
     """
 
     name: str
@@ -45,9 +49,11 @@ class Section:
     rivals: tuple[str, ...]
     least_ratio: float = 0.0
     every: bool = False
+    least_each: float = 0.0
     peak: bool = False
     least_peak: float = 0.0
     timed: bool = True
+    fastest: str = ""
 
 
 def _both(heads: list[str]) -> tuple[str, ...]:
@@ -56,6 +62,28 @@ def _both(heads: list[str]) -> tuple[str, ...]:
 
 PLANS = tuple(p.descriptor for p in problems("resnet50", memory_format="channels_last"))
 RAW = tuple(replace(p, raw=True).descriptor for p in problems("resnet50", memory_format="contiguous"))
+
+_STEP = problems("resnet50", batch=8, memory_format="channels_last")
+BACKWARD = {
+    direction: tuple(p.without_epilogue(direction).descriptor for p in _STEP)
+    for direction in ("backward_input", "backward_weight")
+}
+
+
+def _gradients(direction: str, of: str) -> Section:
+    return Section(
+        "resnet50-" + direction.replace("_", "-"),
+        f"Gradients of ResNet-50's {of}, batch 8",
+        "Geometric mean at least 1.2 times torch in its faster layout, no layer below 0.9.",
+        BACKWARD[direction],
+        ("fastconv gradient",),
+        ("torch channels-last", "torch contiguous"),
+        least_ratio=1.2,
+        least_each=0.9,
+        peak=True,
+        fastest="faster torch",
+    )
+
 
 SECTIONS = {
     section.name: section
@@ -92,6 +120,8 @@ SECTIONS = {
             least_ratio=3.0,
             every=True,
         ),
+        _gradients("backward_input", "inputs"),
+        _gradients("backward_weight", "weights"),
         Section(
             "pool",
             "Pooling",

@@ -72,6 +72,10 @@ def run_section(section: Section, options: argparse.Namespace) -> dict[str, Any]
         for count, descriptor in enumerate(problems, 1):
             print(f"{section.name} {count}/{len(problems)} {descriptor}", file=sys.stderr)
             rows[descriptor] = measure(workers, descriptor, options.rounds if section.timed else 0)
+    if section.fastest:
+        for peers in rows.values():
+            peers[section.fastest] = {kind: min(peers[name][kind] for name in rivals) for kind in ("median", "min")}
+        rivals = (section.fastest, *rivals)
     return {"rows": rows, "rivals": list(rivals), "result": evaluate(section, rows, rivals)}
 
 

@@ -28,6 +28,7 @@ ORDER = [
     ["grad"],
     ["nn"],
     ["optim", "gradcheck", "checkpoint"],
+    ["demo"],
     [""],  # fastconv/__init__.py
     ["cli", "__main__"],
 ]

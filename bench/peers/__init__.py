@@ -1,7 +1,7 @@
 """The list of peers. A new one is a maker function in a module here and one line below.
 
-A maker ``maker(problem, arrays, threads) -> Ready`` runs in the peer's own process. `arrays` is x, and for
-a convolution weight and bias, as NumPy arrays in the problem's memory format.
+A maker ``maker(problem, arrays, threads) -> Ready`` runs in the peer's own process. `arrays` are those of
+`exact.inputs`, in the problem's memory format.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ PEERS = {
     "fastconv plan": "peers.own:plan",
     "fastconv conv2d": "peers.own:conv2d",
     "fastconv pool": "peers.own:pool",
+    "fastconv gradient": "peers.own:gradient",
     "FMA peak": "peers.own:peak",
     "torch eager": "peers.pytorch:eager",
     "oneDNN prepacked": "peers.pytorch:prepacked",
     "torch pool": "peers.pytorch:pool",
+    "torch channels-last": "peers.pytorch:gradient_channels_last",
+    "torch contiguous": "peers.pytorch:gradient_contiguous",
     "onnxruntime": "peers.ort:session",
     "openvino": "peers.ov:compiled",
     "jax": "peers.xla:jitted",

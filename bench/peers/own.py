@@ -39,6 +39,17 @@ def conv2d(p: ConvProblem, arrays: list, threads: int) -> Ready:
     )
 
 
+def gradient(p: ConvProblem, arrays: list, threads: int) -> Ready:
+    """``fastconv.grad.conv2d_input`` or ``fastconv.grad.conv2d_weight``."""
+    numba.set_num_threads(threads)
+    first, second = arrays
+    options, choice = (p.stride, p.padding, p.dilation, p.groups), choose(p)
+    note = f"{choice.candidate} ({choice.source})"
+    if p.direction == "backward_input":
+        return _ready(lambda: fastconv.grad.conv2d_input(p.in_shape, second, first, *options), note)
+    return _ready(lambda: fastconv.grad.conv2d_weight(first, p.weight_shape, second, *options), note)
+
+
 def pool(p: PoolProblem, arrays: list, threads: int) -> Ready:
     """``fastconv.max_pool2d`` or ``fastconv.avg_pool2d``."""
     numba.set_num_threads(threads)

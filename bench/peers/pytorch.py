@@ -46,6 +46,27 @@ def prepacked(p: ConvProblem, arrays: list, threads: int) -> Ready:
     return _ready(lambda: run(x, packed, bias, padding, stride, dilation, p.groups, "none", [], ""))
 
 
+def gradient_contiguous(p: ConvProblem, arrays: list, threads: int) -> Ready:
+    """The gradient that autograd computes, NCHW."""
+    return _gradient(p, arrays, threads, channels_last=False)
+
+
+def gradient_channels_last(p: ConvProblem, arrays: list, threads: int) -> Ready:
+    """The gradient that autograd computes, channels-last."""
+    return _gradient(p, arrays, threads, channels_last=True)
+
+
+def _gradient(p: ConvProblem, arrays: list, threads: int, channels_last: bool) -> Ready:
+    of_input = p.direction == "backward_input"
+    missing = np.zeros(p.in_shape if of_input else p.weight_shape, p.dtype)  # its values do not matter
+    x, weight, grad = (missing, arrays[1], arrays[0]) if of_input else (arrays[0], missing, arrays[1])
+    x, weight, grad = _tensors([x, weight, grad], threads, channels_last)
+    padding, stride, dilation = _symmetric(p), list(p.stride), list(p.dilation)
+    run, wanted = torch.ops.aten.convolution_backward, [of_input, not of_input, False]
+    options = (None, stride, padding, dilation, False, [0, 0], p.groups, wanted)
+    return _ready(lambda: run(grad, x, weight, *options)[0 if of_input else 1])
+
+
 def pool(p: PoolProblem, arrays: list, threads: int) -> Ready:
     """``max_pool2d`` or ``avg_pool2d``."""
     (x,) = _tensors(arrays, threads, p.memory_format == "channels_last")

@@ -58,7 +58,7 @@ def conv_transpose2d(
     strides, dilations = pair(stride, "stride", least=1), pair(dilation, "dilation", least=1)
     size = _transposed_size(image, weight, strides, padding, output_padding, dilations)
     extra = pair(output_padding, "output_padding", least=0)
-    image = _extended(image, extra[0] // strides[0], extra[1] // strides[1])
+    image = extended(image, extra[0] // strides[0], extra[1] // strides[1])
     if not isinstance(groups, (int, np.integer)) or groups < 1:
         raise ValueError(f"groups must be a positive int, got {groups!r}")
     in_size = (image.shape[0], weight.shape[1] * groups, *size)
@@ -68,7 +68,7 @@ def conv_transpose2d(
     return input_gradient(in_size if batched else in_size[1:], weight, x, options, bias, algorithm, out, named)
 
 
-def _extended(x: np.ndarray, rows: int, columns: int) -> np.ndarray:
+def extended(x: np.ndarray, rows: int, columns: int) -> np.ndarray:
     """Zeros below and to the right, for outputs that the convolution has but that no gradient comes from."""
     if not rows and not columns:
         return x

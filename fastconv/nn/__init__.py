@@ -1,0 +1,38 @@
+"""Layers with a forward and a backward each, with torch's names, defaults and state_dict keys."""
+
+from fastconv.nn.activation import Dropout, LeakyReLU, ReLU, Softmax
+from fastconv.nn.container import Residual, Sequential
+from fastconv.nn.conv import Conv2d, ConvTranspose2d
+from fastconv.nn.init import manual_seed
+from fastconv.nn.linear import Linear
+from fastconv.nn.local import LocallyConnected2d
+from fastconv.nn.loss import CrossEntropyLoss, MSELoss
+from fastconv.nn.module import Buffer, Module, Parameter
+from fastconv.nn.norm import BatchNorm2d
+from fastconv.nn.pool import AdaptiveAvgPool2d, AvgPool2d, LPPool2d, MaxPool2d
+from fastconv.nn.shape import Flatten
+
+__all__ = [
+    "AdaptiveAvgPool2d",
+    "AvgPool2d",
+    "BatchNorm2d",
+    "Buffer",
+    "Conv2d",
+    "ConvTranspose2d",
+    "CrossEntropyLoss",
+    "Dropout",
+    "Flatten",
+    "LPPool2d",
+    "LeakyReLU",
+    "Linear",
+    "LocallyConnected2d",
+    "MSELoss",
+    "MaxPool2d",
+    "Module",
+    "Parameter",
+    "ReLU",
+    "Residual",
+    "Sequential",
+    "Softmax",
+    "manual_seed",
+]

@@ -1,0 +1,122 @@
+"""Elementwise layers (activations and dropout) and softmax."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastconv.arrays import as_floats
+from fastconv.cpu import elementwise
+from fastconv.nn.init import generator
+from fastconv.nn.module import Module
+from fastconv.problem import LEAKY_SLOPE
+
+
+class ReLU(Module):
+    """max(x, 0).
+
+    It keeps its output, not its input: the next layer keeps the same array as its input, and a convolution
+    may have computed it in one pass (see `Sequential`).
+    """
+
+    fused = "relu"  # what conv2d calls this activation
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        """Any shape, float32 or float64."""
+        output = elementwise.relu(x)
+        self.keep(output)
+        return output
+
+    def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
+        (output,) = self.take()
+        return elementwise.relu_backward(output, grad_output) if input_grad else None
+
+
+class LeakyReLU(Module):
+    """x where it is positive, else ``negative_slope * x``.
+
+    Parameters
+    ----------
+    negative_slope : float, default 0.01
+        Any number.
+    """
+
+    def __init__(self, negative_slope: float = LEAKY_SLOPE) -> None:
+        self.negative_slope = float(negative_slope)
+
+    @property
+    def fused(self) -> str | None:
+        """What conv2d calls this activation, None where it has no such slope."""
+        return "leaky_relu" if self.negative_slope == LEAKY_SLOPE else None
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        """Any shape, float32 or float64."""
+        output = elementwise.leaky_relu(x, self.negative_slope)
+        # The gradient needs the sign of x, which the output has too, unless the slope turned it.
+        self.keep(output if self.negative_slope >= 0 else x)
+        return output
+
+    def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
+        (signs,) = self.take()
+        return elementwise.leaky_relu_backward(signs, grad_output, self.negative_slope) if input_grad else None
+
+
+class Dropout(Module):
+    """In training, zero each element with probability `p` and scale the others by 1 / (1 - p).
+
+    Parameters
+    ----------
+    p : float, default 0.5
+        Between 0 and 1.
+    rng : numpy.random.Generator, optional
+        Where the randomness comes from; the one of `manual_seed` if not given.
+
+    Raises
+    ------
+    ValueError
+        If `p` is not a probability.
+    """
+
+    def __init__(self, p: float = 0.5, *, rng: np.random.Generator | None = None) -> None:
+        if not 0 <= p <= 1:
+            raise ValueError(f"p must be between 0 and 1, got {p!r}")
+        self.p, self.rng = float(p), rng
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        """Any shape, float32 or float64; in eval mode `x` itself."""
+        if not self.training:
+            return x
+        seed, last = int(generator(self.rng).integers(2**63)), elementwise.channels_last(x)
+        self.keep(seed, last)
+        return elementwise.dropout(x, self.p, seed, last)
+
+    def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
+        seed, last = self.take()
+        return elementwise.dropout(grad_output, self.p, seed, last) if input_grad else None
+
+
+class Softmax(Module):
+    """exp(x) / sum of exp(x) along an axis.
+
+    Parameters
+    ----------
+    dim : int
+        The axis.
+    """
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        """Any shape, float32 or float64."""
+        x = as_floats(x, "x")
+        powers = np.exp(x - x.max(axis=self.dim, keepdims=True))
+        output = powers / powers.sum(axis=self.dim, keepdims=True)
+        self.keep(output)
+        return output
+
+    def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
+        (output,) = self.take()
+        if not input_grad:
+            return None
+        elementwise.check_alike(output, grad_output, "grad_output")
+        return output * (grad_output - (grad_output * output).sum(axis=self.dim, keepdims=True))

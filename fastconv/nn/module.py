@@ -1,0 +1,264 @@
+"""What layers are made of: arrays that know when they change, and the base class of all layers.
+
+There is no tape. A layer's `forward` keeps what its `backward` will need, `backward` takes the gradient of the
+output and returns that of the input; a container runs its layers' `backward` in reverse. That is all of the
+chain rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Self
+
+import numpy as np
+
+from fastconv.arrays import aligned
+from fastconv.cpu.elementwise import add, check_alike
+
+
+class Buffer:
+    """An array that belongs to a layer, with a count of its changes.
+
+    What is derived from it (packed weights, folded batch normalisation) is kept until the count moves. So
+    that no change goes unnoticed, `value` is read-only; assign to it, or write within `edit`.
+
+    Parameters
+    ----------
+    value : array
+        Copied.
+
+    Attributes
+    ----------
+    version : int
+        How many times the value has changed.
+    """
+
+    def __init__(self, value: Any) -> None:
+        value = np.asarray(value)
+        self._value = aligned(value.shape, value.dtype)
+        self._value[...] = value
+        self._value.flags.writeable = False
+        self.version = 0
+
+    @property
+    def value(self) -> np.ndarray:
+        """The array, read-only. Assigning copies an array of the same shape and dtype into it."""
+        return self._value
+
+    @value.setter
+    def value(self, new: Any) -> None:
+        new = np.asarray(new)
+        check_alike(self._value, new, "value")
+        with self.edit() as value:
+            value[...] = new
+
+    @contextmanager
+    def edit(self) -> Iterator[np.ndarray]:
+        """The array, writeable within a ``with`` block.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> weight = Parameter(np.ones(3))
+        >>> with weight.edit() as value:
+        ...     value *= 2
+        """
+        self._value.flags.writeable = True
+        try:
+            yield self._value
+        finally:
+            self._value.flags.writeable = False
+            self.version += 1
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Copying and pickling forget that an array is read-only.
+        self.__dict__.update(state)
+        self._value.flags.writeable = False
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._value.shape}, {self._value.dtype})"
+
+
+class Parameter(Buffer):
+    """A `Buffer` that is trained.
+
+    Attributes
+    ----------
+    grad : array or None
+        Sum of the gradients since it was last None; of the shape and dtype of the value.
+    requires_grad : bool
+        False for a frozen parameter, for which no gradient is computed.
+    """
+
+    def __init__(self, value: Any, requires_grad: bool = True) -> None:
+        super().__init__(value)
+        self.requires_grad = requires_grad
+        self.grad: np.ndarray | None = None
+
+    def accumulate(self, grad: np.ndarray) -> None:
+        """Add to `grad`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the dtype or the shape differs from the value's.
+        """
+        check_alike(self._value, grad, "grad")
+        self.grad = grad if self.grad is None else add(self.grad, grad)
+
+
+class Module:
+    """Base class of layers and containers.
+
+    A layer defines ``forward(x)`` and ``backward(grad_output, *, input_grad=True)``. Parameters, buffers and
+    layers that are its attributes are found by name.
+
+    Attributes
+    ----------
+    training : bool
+        Whether `forward` keeps what `backward` needs; set by `train` and `eval`.
+    """
+
+    training = True
+    _kept: tuple | None = None
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        """The output for a batch `x`."""
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+    def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
+        """Add to the gradients of the trainable parameters, and return that of the input of `forward`.
+
+        Parameters
+        ----------
+        grad_output : array
+            Gradient of a scalar with respect to the output of the last `forward`.
+        input_grad : bool, default True
+            False if nobody needs the gradient of the input: it is not computed, and the result is None.
+
+        Raises
+        ------
+        RuntimeError
+            If there was no `forward` in training mode since the last `backward`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no backward")
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """`forward`."""
+        return self.forward(x)
+
+    def keep(self, *values: Any) -> None:
+        """Keep what `backward` needs; in eval mode, nothing."""
+        self._kept = values if self.training else None
+
+    def take(self) -> tuple:
+        """What `keep` kept, which is then forgotten.
+
+        Raises
+        ------
+        RuntimeError
+            If there is nothing.
+        """
+        kept, self._kept = self._kept, None
+        if kept is None:
+            raise RuntimeError(
+                f"{type(self).__name__}.backward needs what forward keeps in training mode, and takes it: call "
+                "train() if need be, then forward before each backward"
+            )
+        return kept
+
+    def release(self) -> None:
+        """Forget what `forward` kept, in this module and all below."""
+        self._kept = None
+        for _, child in self.named_children():
+            child.release()
+
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """The modules directly below, with their names."""
+        yield from ((name, value) for name, value in vars(self).items() if isinstance(value, Module))
+
+    def named_state(self, prefix: str = "") -> Iterator[tuple[str, Buffer]]:
+        """Parameters and buffers of this module and all below, by torch's names."""
+        yield from ((prefix + name, value) for name, value in vars(self).items() if isinstance(value, Buffer))
+        for name, child in self.named_children():
+            yield from child.named_state(f"{prefix}{name}.")
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """As `named_state`, but parameters only."""
+        yield from ((name, value) for name, value in self.named_state() if isinstance(value, Parameter))
+
+    def parameters(self) -> Iterator[Parameter]:
+        """All parameters, frozen ones too."""
+        yield from (parameter for _, parameter in self.named_parameters())
+
+    @property
+    def trainable(self) -> bool:
+        """Whether any parameter is not frozen."""
+        return any(parameter.requires_grad for parameter in self.parameters())
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Unfreeze all parameters, or freeze them (False), which also drops their gradients; returns the module."""
+        for parameter in self.parameters():
+            parameter.requires_grad = requires_grad
+            parameter.grad = parameter.grad if requires_grad else None
+        return self
+
+    def freeze(self) -> Self:
+        """``requires_grad_(False)``."""
+        return self.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode (eval mode if False, and `release`), here and in all modules below; returns the module."""
+        self.training = mode
+        self._kept = self._kept if mode else None
+        for _, child in self.named_children():
+            child.train(mode)
+        return self
+
+    def eval(self) -> Self:
+        """``train(False)``."""
+        return self.train(False)
+
+    def zero_grad(self) -> None:
+        """Set the gradients of all parameters to None."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copies of all parameters and buffers, under torch's names."""
+        return {name: buffer.value.copy() for name, buffer in self.named_state()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> tuple[list[str], list[str]]:
+        """Copy parameters and buffers from a `state_dict`, one of this library or of torch.
+
+        Parameters
+        ----------
+        state_dict : mapping of str to array
+        strict : bool, default True
+            Whether the names must be exactly those of this module.
+
+        Returns
+        -------
+        missing, unexpected : list of str
+            Names that only the module has, and names that only `state_dict` has.
+
+        Raises
+        ------
+        ValueError
+            Lists all names, shapes and dtypes that do not fit; nothing has been loaded then.
+        """
+        own = dict(self.named_state())
+        new = {name: np.asarray(value) for name, value in state_dict.items()}
+        missing, unexpected = [n for n in own if n not in new], [n for n in new if n not in own]
+        shared = [n for n in own if n in new]
+        problems = [f"missing: {n}" for n in missing] + [f"unexpected: {n}" for n in unexpected] if strict else []
+        for name in shared:
+            have, want = new[name], own[name].value
+            if (have.shape, have.dtype) != (want.shape, want.dtype):
+                problems.append(f"{name} must be {want.dtype} {want.shape}, got {have.dtype} {have.shape}")
+        if problems:
+            raise ValueError(f"state_dict does not fit this {type(self).__name__}:\n  " + "\n  ".join(problems))
+        for name in shared:
+            own[name].value = new[name]
+        return missing, unexpected

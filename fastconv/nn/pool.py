@@ -1,0 +1,148 @@
+"""Pooling layers. Each holds its window as a `fastconv.Pool`, which a convolution before it can take over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastconv import grad as gradients
+from fastconv.arrays import as_floats, empty, memory_format
+from fastconv.functional.pool import avg_pool2d, global_avg_pool2d, lp_pool2d, max_pool2d
+from fastconv.nn.module import Module
+from fastconv.problem import Pool, pair
+
+
+class MaxPool2d(Module):
+    """Maximum of each window.
+
+    Parameters
+    ----------
+    kernel_size, stride, padding, dilation, ceil_mode
+        As in `fastconv.max_pool2d`.
+
+    Raises
+    ------
+    ValueError
+        Names the argument that is out of range.
+    """
+
+    def __init__(
+        self, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, *, ceil_mode: bool = False
+    ) -> None:
+        self.window = Pool("max", kernel_size, stride, padding, dilation, ceil_mode)
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        """(N, C, H, W) to (N, C, Ho, Wo)."""
+        x, w = as_floats(x, "x", (4,)), self.window
+        window = (w.kernel_size, w.stride, w.padding, w.dilation)
+        if not self.training:
+            return max_pool2d(x, *window, ceil_mode=w.ceil_mode)
+        output, indices = max_pool2d(x, *window, ceil_mode=w.ceil_mode, return_indices=True)
+        self.keep(indices, x.shape)
+        return output
+
+    def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
+        indices, shape = self.take()
+        return gradients.max_pool2d(grad_output, indices, shape) if input_grad else None
+
+
+class AvgPool2d(Module):
+    """Average of each window.
+
+    Parameters
+    ----------
+    kernel_size, stride, padding, ceil_mode, count_include_pad
+        As in `fastconv.avg_pool2d`.
+
+    Raises
+    ------
+    ValueError
+        Names the argument that is out of range.
+    """
+
+    def __init__(
+        self, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
+        count_include_pad: bool = True,
+    ) -> None:  # fmt: skip
+        self.window = Pool("avg", kernel_size, stride, padding, 1, ceil_mode, count_include_pad)
+        self._positional = (self.window.kernel_size, self.window.stride, self.window.padding)
+        self._named: Any = {"ceil_mode": ceil_mode, "count_include_pad": count_include_pad}
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        """(N, C, H, W) to (N, C, Ho, Wo)."""
+        x = as_floats(x, "x", (4,))
+        self.keep(x.shape)
+        return avg_pool2d(x, *self._positional, **self._named)
+
+    def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
+        (shape,) = self.take()
+        return gradients.avg_pool2d(grad_output, shape, *self._positional, **self._named) if input_grad else None
+
+
+class LPPool2d(Module):
+    """Lp norm of each window.
+
+    Parameters
+    ----------
+    norm_type, kernel_size, stride, ceil_mode
+        As in `fastconv.lp_pool2d`.
+
+    Raises
+    ------
+    ValueError
+        Names the argument that is out of range.
+    """
+
+    def __init__(self, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> None:
+        self.window = Pool("lp", kernel_size, stride, ceil_mode=ceil_mode, norm_type=norm_type)
+        self._positional = (self.window.norm_type, self.window.kernel_size, self.window.stride)
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        """(N, C, H, W) to (N, C, Ho, Wo)."""
+        x = as_floats(x, "x", (4,))
+        output = lp_pool2d(x, *self._positional, ceil_mode=self.window.ceil_mode)
+        self.keep(x, output)
+        return output
+
+    def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
+        x, output = self.take()
+        if not input_grad:
+            return None
+        return gradients.lp_pool2d(grad_output, x, output, *self._positional, ceil_mode=self.window.ceil_mode)
+
+
+class AdaptiveAvgPool2d(Module):
+    """Average of each whole map.
+
+    Parameters
+    ----------
+    output_size : int or (int, int)
+        Only 1: use `AvgPool2d` for others.
+
+    Raises
+    ------
+    ValueError
+        For another size.
+    """
+
+    def __init__(self, output_size: Any) -> None:
+        if pair(output_size, "output_size", least=1) != (1, 1):
+            raise ValueError(f"output_size must be 1, got {output_size!r}; use AvgPool2d with a window that fits")
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        """(N, C, H, W) to (N, C, 1, 1)."""
+        x = as_floats(x, "x", (4,))
+        self.keep(x.shape, memory_format(x))
+        return global_avg_pool2d(x)
+
+    def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
+        shape, format = self.take()
+        if not input_grad:
+            return None
+        grad = as_floats(grad_output, "grad_output", (4,))
+        if grad.shape != (*shape[:2], 1, 1):
+            raise ValueError(f"grad_output must have shape {(*shape[:2], 1, 1)}, got {grad.shape}")
+        result = empty(shape, grad.dtype, format)
+        result[...] = grad / (shape[2] * shape[3])
+        return result

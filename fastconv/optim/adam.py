@@ -1,0 +1,62 @@
+"""Adam."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from fastconv.cpu import updates
+from fastconv.optim.optimizer import Optimizer
+
+
+class Adam(Optimizer):
+    """Running means of gradients and of their squares (Kingma and Ba, 2015, arXiv 1412.6980).
+
+    ``d = grad + weight_decay * value; m = beta1 * m + (1 - beta1) * d; v = beta2 * v + (1 - beta2) * d**2;
+    value -= lr * (m / (1 - beta1**t)) / (sqrt(v / (1 - beta2**t)) + eps)`` at step t = 1, 2, ...
+
+    Parameters
+    ----------
+    params
+        As `Optimizer`.
+    lr : float, default 1e-3
+    betas : (float, float), default (0.9, 0.999)
+        Each in [0, 1).
+    eps : float, default 1e-8
+    weight_decay : float, default 0
+    amsgrad : bool, default False
+        Use the largest ``v`` so far (Reddi et al., 2018, arXiv 1904.09237).
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `Optimizer`.
+    """
+
+    non_negative = ("lr", "eps", "weight_decay")
+
+    def __init__(
+        self, params: Iterable, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+        weight_decay: float = 0, amsgrad: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad)
+        for group in self.param_groups:
+            if not all(0 <= beta < 1 for beta in group["betas"]):
+                raise ValueError(f"betas must be in [0, 1), got {group['betas']!r}")
+
+    def update(self, value: np.ndarray, grad: np.ndarray, state: dict[str, Any], group: dict[str, Any]) -> None:
+        rule, names = updates.ADAM, ["exp_avg", "exp_avg_sq"]
+        if group["amsgrad"]:
+            rule, names = updates.ADAM_AMSGRAD, [*names, "max_exp_avg_sq"]
+        for name in names:
+            state.setdefault(name, np.zeros_like(value))
+        t = state["step"] = state.get("step", 0) + 1
+        first, second = group["betas"]
+        updates.update(
+            rule, value, grad, *(state[name] for name in names), rate=group["lr"] / (1 - first**t), eps=group["eps"],
+            weight_decay=group["weight_decay"], gain=1 - first, decay=second, share=1 - second,
+            correction=math.sqrt(1 - second**t),
+        )  # fmt: skip

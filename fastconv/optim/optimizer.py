@@ -1,0 +1,119 @@
+"""What all optimizers share: parameter groups, state, and the loop over parameters."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fastconv.nn.module import Parameter
+
+
+class Optimizer(ABC):
+    """Base class.
+
+    Parameters
+    ----------
+    params : iterable of Parameter, or of dicts
+        A dict is a group of parameters with options of its own: ``{"params": [...], "lr": 0.1}``.
+    **defaults
+        Options of groups that do not set them.
+
+    Attributes
+    ----------
+    param_groups : list of dict
+        Each with ``"params"`` and every option; options may be changed between steps.
+    state : dict
+        For each parameter that has been updated, what its update rule remembers.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there are no parameters, one comes twice, or an option is unknown or out of range.
+    """
+
+    non_negative: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
+
+    def __init__(self, params: Iterable, **defaults: Any) -> None:
+        groups: list = list(params)
+        if not groups:
+            raise ValueError("params must hold at least one Parameter, got none")
+        if not isinstance(groups[0], dict):
+            groups = [{"params": groups}]
+        self.param_groups = [self._group(group, defaults) for group in groups]
+        self.state: dict[Parameter, dict[str, Any]] = {}
+        everything = [id(p) for group in self.param_groups for p in group["params"]]
+        if len(set(everything)) < len(everything):
+            raise ValueError("params must hold each Parameter once, got one of them again")
+
+    def _group(self, group: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(group, dict) or "params" not in group:
+            raise TypeError(f"a parameter group must be a dict with the key 'params', got {group!r:.80}")
+        unknown = group.keys() - defaults.keys() - {"params"}
+        if unknown:
+            raise ValueError(f"options must be among {sorted(defaults)}, got {sorted(unknown)}")
+        whole = {**defaults, **group, "params": list(group["params"])}
+        for parameter in whole["params"]:
+            if not isinstance(parameter, Parameter):
+                raise TypeError(f"params must be fastconv.nn.Parameter objects, got {type(parameter).__name__}")
+        for name in self.non_negative:
+            if not whole[name] >= 0:
+                raise ValueError(f"{name} must not be negative, got {whole[name]!r}")
+        return whole
+
+    @abstractmethod
+    def update(self, value: np.ndarray, grad: np.ndarray, state: dict[str, Any], group: dict[str, Any]) -> None:
+        """Move one parameter's `value`, in place. `state` is empty the first time."""
+
+    def step(self) -> None:
+        """Update all parameters but those that are frozen or have no gradient."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.requires_grad and parameter.grad is not None:
+                    with parameter.edit() as value:
+                        self.update(value, parameter.grad, self.state.setdefault(parameter, {}), group)
+
+    def zero_grad(self) -> None:
+        """Set the gradients of all parameters to None."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of options and state; parameters are numbered in order, as in torch."""
+        numbers = {p: n for n, p in enumerate(self._parameters())}
+        groups = [{**group, "params": [numbers[p] for p in group["params"]]} for group in self.param_groups]
+        return {"state": {numbers[p]: _copied(state) for p, state in self.state.items()}, "param_groups": groups}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over options and state of an optimizer for as many parameters in as many groups.
+
+        Raises
+        ------
+        ValueError
+            If the groups or the shapes differ; nothing has been loaded then.
+        """
+        sizes, given = [len(g["params"]) for g in self.param_groups], state_dict["param_groups"]
+        if [len(g["params"]) for g in given] != sizes:
+            raise ValueError(
+                f"state_dict must have groups of {sizes} parameters, got {[len(g['params']) for g in given]}"
+            )
+        parameters, state = self._parameters(), {}
+        for number, values in state_dict["state"].items():
+            shape = parameters[number].value.shape
+            for name, value in values.items():
+                if isinstance(value, np.ndarray) and value.shape != shape:
+                    raise ValueError(f"{name} of parameter {number} must have shape {shape}, got {value.shape}")
+            state[parameters[number]] = _copied(values)
+        self.state = state
+        for own, group in zip(self.param_groups, given, strict=True):
+            own.update({name: value for name, value in group.items() if name != "params"})
+
+    def _parameters(self) -> list[Parameter]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in state.items()}
