@@ -1,8 +1,10 @@
 """Direct gradient of the weights: both images are read where they lie, channels-last, with no copies.
 
-For each tap, a register tile of filters by input channels sums over all output pixels whose tap falls inside
-the image: a line of them for every output row, listed in a table, so that padding is never visited. Where
-there are few tiles, each is cut into splits of the lines, which add up in order afterwards.
+For each tap, a register tile of filters by input channels sums over the output pixels whose tap falls inside
+the image: a line of them for every output row, listed in a table, so that padding is never visited. A job
+owns a column of such tiles, with all taps, and goes through the lines in chunks that stay in cache while its
+tiles pass over them. Where there are few jobs, each is cut into splits of the chunks, which add up in order
+afterwards.
 """
 
 from __future__ import annotations
@@ -19,14 +21,13 @@ from fastconv.cpu.host import host
 from fastconv.cpu.kernel import Geometry, Params, fields, record
 from fastconv.cpu.memory import fill, ints
 from fastconv.cpu.tiles import channel_vector_tiles, per_tile_ns, step_ns
-from fastconv.cpu.transpose import move
-from fastconv.cpu.weight_kernel import SPLITS, WeightKernel
+from fastconv.cpu.weight_kernel import SPLITS, WeightKernel, equal_blocks, store_block
 from fastconv.jit import job_kernel, source_stamp
 from fastconv.problem import ConvProblem, Pair
 
 GEOMETRY = fields(
     "x_column", "grad_column", "grad_channel", "channels", "filters", "elements", "kernel_taps",
-    "lines", "runs", "splits", "channel_tiles", "filter_tiles",
+    "lines", "runs", "chunks", "splits", "channel_tiles", "filter_block", "filter_blocks",
 )  # fmt: skip
 
 
@@ -70,23 +71,25 @@ def _compiled(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
         _ = stamp
         g = carray(geometry, 1)[0]
         split, rest = index % g.splits, index // g.splits
-        k, rest = rest % g.filter_tiles * ROWS, rest // g.filter_tiles
+        k, rest = rest % g.filter_blocks * g.filter_block, rest // g.filter_blocks
         c, group = rest % g.channel_tiles * WIDE, rest // g.channel_tiles
-        rows, runs = min(ROWS, g.filters - k), ints(g.runs, g.kernel_taps, 3)
-        zeros = scratch + ITEM * ROWS * WIDE
-        fill(zeros, LANES, 0.0, ITEM)
+        filters, runs = min(g.filter_block, g.filters - k), ints(g.runs, g.kernel_taps, 3)
+        fill(scratch, g.kernel_taps * g.filter_block * WIDE, 0.0, ITEM)
         a = grad + ITEM * (group * g.filters + k) * g.grad_channel
         b = x + ITEM * (group * g.channels + c)
-        for tap in range(g.kernel_taps):
-            line, count, steps = runs[tap]
-            first, last = split * count // g.splits, (split + 1) * count // g.splits
-            contract(
-                (a, g.grad_channel, g.grad_column), (b, g.x_column),
-                (g.lines + 16 * (line + first), last - first, steps), (zeros, 0, 0),
-                (scratch, WIDE, rows, WIDE), 0, ROWS, VECS, ITEM, 0,
-            )  # fmt: skip
-            o = split * g.elements + ((group * g.filters + k) * g.channels + c) * g.kernel_taps + tap
-            move(scratch, WIDE, 1, out + ITEM * o, g.channels * g.kernel_taps, g.kernel_taps, rows, WIDE, ITEM)
+        for chunk in range(split * g.chunks // g.splits, (split + 1) * g.chunks // g.splits):
+            for kk in range(0, filters, ROWS):
+                for tap in range(g.kernel_taps):
+                    line, count, steps = runs[tap]
+                    first, last = chunk * count // g.chunks, (chunk + 1) * count // g.chunks
+                    o = scratch + ITEM * (tap * g.filter_block + kk) * WIDE
+                    contract(
+                        (a + ITEM * kk * g.grad_channel, g.grad_channel, g.grad_column), (b, g.x_column),
+                        (g.lines + 16 * (line + first), last - first, steps), (o, WIDE, LANES),
+                        (o, WIDE, min(ROWS, filters - kk), WIDE), 0, ROWS, VECS, ITEM, 0,
+                    )  # fmt: skip
+        result = out + ITEM * (split * g.elements + ((group * g.filters + k) * g.channels + c) * g.kernel_taps)
+        store_block(scratch, g.filter_block, WIDE, filters, WIDE, result, g.channels, g.kernel_taps, ITEM)
 
     return weight_direct
 
@@ -99,9 +102,17 @@ class WeightDirect(WeightKernel):
         self.rows, self.wide = params["rows"], params["vectors"] * self.lanes
         self.function = _compiled(self.rows, params["vectors"], self.item, self.lanes, source_stamp())
         channels, filters = problem.in_channels // problem.groups, problem.out_channels // problem.groups
-        self.channel_tiles, self.filter_tiles = channels // self.wide, -(-filters // self.rows)
-        self.tiles = problem.groups * self.channel_tiles * self.filter_tiles
-        self.sum_after(max(1, min(problem.batch * problem.conv_size[0], -(-SPLITS // self.tiles))))
+        self.channel_tiles, self.taps = channels // self.wide, math.prod(problem.kernel_size)
+        # What a job adds up takes an eighth of L2, and the pixels of a chunk half of it.
+        most = host().l2 // 8 // (self.item * self.taps * self.wide)
+        self.filter_block, self.filter_blocks = equal_blocks(filters, most, self.rows)
+        pixels = problem.batch * math.prod(problem.conv_size)
+        fitting = host().l2 // 2 // (self.item * (self.wide + self.filter_block))
+        self.chunks = min(problem.batch * problem.conv_size[0], -(-pixels // fitting))
+        self.blocks = problem.groups * self.channel_tiles * self.filter_blocks
+        splits = min(problem.batch * problem.conv_size[0], -(-SPLITS // self.blocks))
+        self.chunks = max(1, self.chunks, splits)
+        self.sum_after(max(1, splits))
 
     def reads(self, x: tuple[int, ...]) -> bool:
         return x[1] == 1
@@ -110,11 +121,11 @@ class WeightDirect(WeightKernel):
         p = self.problem
         lines, runs = _lines(p, x, grad)
         return record(
-            GEOMETRY, self.tiles * self.splits, self.item * (self.rows * self.wide + self.lanes),
+            GEOMETRY, self.blocks * self.splits, self.item * self.taps * self.filter_block * self.wide,
             {"lines": lines, "runs": runs}, x_column=p.stride[1] * x[3], grad_column=grad[3],
             grad_channel=grad[1], channels=p.in_channels // p.groups, filters=p.out_channels // p.groups,
-            elements=self.elements, kernel_taps=math.prod(p.kernel_size), splits=self.splits,
-            channel_tiles=self.channel_tiles, filter_tiles=self.filter_tiles,
+            elements=self.elements, kernel_taps=self.taps, chunks=self.chunks, splits=self.splits,
+            channel_tiles=self.channel_tiles, filter_block=self.filter_block, filter_blocks=self.filter_blocks,
         )  # fmt: skip
 
 

@@ -74,6 +74,24 @@ def pad_input(x, g, first, last, channels, panel, ITEM):
         fill(target + ITEM * right * g.x_pixel, (width - right) * g.x_pixel, 0.0, ITEM)
 
 
+@inline
+def store_block(block, rows, wide, filters, channels, out, out_channels, taps, ITEM):
+    """A block (tap, `rows` filters, `wide` channels), as far as it is filled, to weights (filter, channel, tap)."""
+    for k in range(filters):
+        source, target = block + ITEM * k * wide, out + ITEM * k * out_channels * taps
+        if taps == 1:
+            copy(source, 1, target, channels, ITEM)
+        else:
+            transpose(source, rows * wide, target, taps, taps, channels, ITEM)
+
+
+def equal_blocks(size: int, most: int, unit: int) -> tuple[int, int]:
+    """Blocks that are multiples of `unit`, at most `most` if that allows one, and how many cover `size`."""
+    blocks = -(-size // max(unit, most // unit * unit))
+    block = -(-size // (blocks * unit)) * unit
+    return block, -(-size // block)
+
+
 def odd_lines(elements: int, lanes: int) -> int:
     """The next odd number of vectors."""
     lines = -(-elements // lanes)

@@ -22,12 +22,19 @@ from numba import carray
 from fastconv.cpu.contract import contract
 from fastconv.cpu.host import host
 from fastconv.cpu.kernel import Geometry, Params, fields, record
-from fastconv.cpu.memory import copy, fill, ints
+from fastconv.cpu.memory import fill, ints
 from fastconv.cpu.pack import whole_lines
 from fastconv.cpu.tiles import channel_vector_tiles, per_tile_ns, step_ns
-from fastconv.cpu.transpose import transpose
-from fastconv.cpu.weight_kernel import SPLITS, WeightKernel, copy_pixels, odd_lines, pad_input
-from fastconv.jit import inline, job_kernel, source_stamp
+from fastconv.cpu.weight_kernel import (
+    SPLITS,
+    WeightKernel,
+    copy_pixels,
+    equal_blocks,
+    odd_lines,
+    pad_input,
+    store_block,
+)
+from fastconv.jit import job_kernel, source_stamp
 from fastconv.problem import ConvProblem
 
 GEOMETRY = fields(
@@ -38,7 +45,7 @@ GEOMETRY = fields(
     "x_pixel", "x_line", "x_size", "grad_pixel", "grad_size",
 )  # fmt: skip
 
-_BAND_PIXELS = 128  # so many steps pay for loading and storing a register tile
+_BAND_PIXELS = 256  # so many steps pay for loading and storing a register tile
 
 
 def unsupported(problem: ConvProblem) -> str | None:
@@ -67,18 +74,6 @@ def cost(problem: ConvProblem, params: Params) -> float:
 def make(problem: ConvProblem, params: Params, threads: int) -> WeightTiled:
     """Compile or load the kernel."""
     return WeightTiled(problem, params, threads)
-
-
-@inline
-def _store(block, g, filters, channels, out, ITEM):
-    """A block (tap, filter, channel) to weights (filter, channel, tap)."""
-    for k in range(filters):
-        source, target = block + ITEM * k * g.channel_block, out + ITEM * k * g.channels * g.kernel_taps
-        if g.kernel_taps == 1:
-            copy(source, 1, target, channels, ITEM)
-        else:
-            row = g.filter_block * g.channel_block
-            transpose(source, row, target, g.kernel_taps, g.kernel_taps, channels, ITEM)
 
 
 @cache
@@ -121,7 +116,9 @@ def _compiled(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
                             (o, g.channel_block, min(ROWS, filters - kk), WIDE), 0, ROWS, VECS, ITEM, 0,
                         )  # fmt: skip
         result = out + ITEM * (split * g.elements + ((group * g.filters + k) * g.channels + c) * g.kernel_taps)
-        _store(block, g, filters, channels, result, ITEM)
+        store_block(
+            block, g.filter_block, g.channel_block, filters, channels, result, g.channels, g.kernel_taps, ITEM
+        )  # fmt: skip
 
     return weight_tiled
 
@@ -139,9 +136,8 @@ class WeightTiled(WeightKernel):
         # A block of the result takes a quarter of L2.
         taps = math.prod(problem.kernel_size)
         side = math.isqrt(host().l2 // 4 // (self.item * taps))
-        self.channel_block = -(-min(channels, max(wide, side // wide * wide)) // wide) * wide
-        self.filter_block = -(-min(filters, max(rows, side // rows * rows)) // rows) * rows
-        self.channel_blocks, self.filter_blocks = -(-channels // self.channel_block), -(-filters // self.filter_block)
+        self.channel_block, self.channel_blocks = equal_blocks(channels, side, wide)
+        self.filter_block, self.filter_blocks = equal_blocks(filters, side, rows)
         height, width = problem.conv_size
         self.band = min(height, max(1, _BAND_PIXELS // width))
         self.bands = -(-height // self.band)
