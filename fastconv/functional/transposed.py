@@ -56,7 +56,7 @@ def conv_transpose2d(
     image, batched = as_image(x, "x")
     weight = as_floats(weight, "weight", (4,))
     strides, dilations = pair(stride, "stride", least=1), pair(dilation, "dilation", least=1)
-    size = _transposed_size(image, weight, strides, padding, output_padding, dilations)
+    size = transposed_size(image.shape, weight.shape, strides, padding, output_padding, dilations)
     extra = pair(output_padding, "output_padding", least=0)
     image = extended(image, extra[0] // strides[0], extra[1] // strides[1])
     if not isinstance(groups, (int, np.integer)) or groups < 1:
@@ -79,17 +79,25 @@ def extended(x: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return larger
 
 
-def _transposed_size(
-    x: np.ndarray, weight: np.ndarray, stride: Pair, padding: Any, output_padding: Any, dilation: Pair
-) -> Pair:
+def transposed_size(
+    x_shape: tuple[int, ...], weight_shape: tuple[int, ...], stride: Pair, padding: Any, output_padding: Any,
+    dilation: Pair,
+) -> Pair:  # fmt: skip
+    """Height and width of the result of `conv_transpose2d`; shapes with 4 axes, strides and dilations as pairs.
+
+    Raises
+    ------
+    ValueError
+        If `output_padding` is too large, or so much padding is cut off that nothing is left.
+    """
     extra = pair(output_padding, "output_padding", least=0)
-    pads = padding_pairs(padding, weight.shape[2:], stride, dilation)
+    pads = padding_pairs(padding, (weight_shape[2], weight_shape[3]), stride, dilation)
     sizes = []
     for i, name in enumerate(("height", "width")):
         if extra[i] >= max(stride[i], dilation[i]):
             raise ValueError(f"output_padding must be less than the stride or the dilation, got {output_padding!r}")
-        span = dilation[i] * (weight.shape[2 + i] - 1) + 1
-        sizes.append((x.shape[2 + i] - 1) * stride[i] - sum(pads[i]) + span + extra[i])
+        span = dilation[i] * (weight_shape[2 + i] - 1) + 1
+        sizes.append((x_shape[2 + i] - 1) * stride[i] - sum(pads[i]) + span + extra[i])
         if sizes[i] < 1:
             raise ValueError(f"padding {padding!r} leaves nothing of the result's {name}; use less")
     return sizes[0], sizes[1]
