@@ -57,7 +57,7 @@ def _checked(mode: str, name: str) -> str:
 
 
 class _State:
-    mode = _checked(os.environ.get("FASTCONV_MODE", "heuristic"), "the environment variable FASTCONV_MODE")
+    mode = os.environ.get("FASTCONV_MODE", "heuristic")  # checked when it is used: an import should not fail
     lock = threading.RLock()
 
 
@@ -109,10 +109,11 @@ def choose(problem: Problem, algorithm: str | None = None, threads: int | None =
     Raises
     ------
     ValueError
-        If the algorithm is unknown or does not support the problem.
+        If the algorithm is unknown or does not support the problem, or ``FASTCONV_MODE`` is no mode.
     WisdomError
         In mode "wisdom", if the problem has not been tuned and there is something to choose.
     """
+    _checked(_State.mode, "the environment variable FASTCONV_MODE")
     threads = threads or numba.config.NUMBA_NUM_THREADS
     entry, known = _known(problem, threads), "wisdom"
     if entry is None and algorithm is None and _State.mode != "heuristic" and _worth_measuring(problem):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -321,6 +323,33 @@ def test_conv2d_in_many_threads() -> None:
     with ThreadPoolExecutor(4) as pool:
         results = pool.map(lambda i: fastconv.conv2d(x * (i % 8), weight, bias, padding=1), range(40))
         assert all((y == expected[i % 8]).all() for i, y in enumerate(results))
+
+
+def run_with(variables: dict[str, str], code: str) -> subprocess.CompletedProcess:
+    """Run code in a process with other environment variables."""
+    environment = {**os.environ, **variables}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_calls_take_turns_where_threads_cannot_be_shared() -> None:
+    """Numba's workqueue layer, the only one that is always there, aborts on two parallel regions at once."""
+    code = """
+from concurrent.futures import ThreadPoolExecutor
+import numba, numpy as np, fastconv
+x, w = np.ones((2, 16, 60, 60), np.float32), np.ones((24, 16, 3, 3), np.float32)
+with ThreadPoolExecutor(4) as pool:
+    results = list(pool.map(lambda i: fastconv.conv2d(i * x, w), range(24)))
+assert all((y == 144 * i).all() for i, y in enumerate(results))
+assert numba.threading_layer() == "workqueue"
+"""
+    done = run_with({"NUMBA_THREADING_LAYER": "workqueue", "NUMBA_NUM_THREADS": "2"}, code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_unknown_mode_in_the_environment_is_named_at_the_first_call() -> None:
+    code = "import numpy as np, fastconv; fastconv.conv2d(np.ones((1, 1, 3, 3)), np.ones((1, 1, 2, 2)))"
+    done = run_with({"FASTCONV_MODE": "fast"}, code)
+    assert "ValueError: the environment variable FASTCONV_MODE must be one of" in done.stderr
 
 
 @pytest.mark.parametrize(
