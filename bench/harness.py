@@ -96,6 +96,10 @@ class Worker:
             raise RuntimeError(f"{self.peer}: {what} failed\n{answer}")
         return answer
 
+    def sample(self) -> list[float]:
+        """Seconds per call, some times, of what was prepared."""
+        return self.ask("sample")
+
     def close(self) -> None:
         """End the process."""
         self._pipe.close()
@@ -113,14 +117,21 @@ def _serve(pipe: Connection, peer: str, threads: int) -> None:
             return
         try:
             if what == "prepare":
-                problem = parse(argument)
-                ready = maker(problem, inputs(problem), threads)
+                ready = maker(*_work(argument), threads)
                 sample = ready.sample or _sampler(ready.call)
                 pipe.send(("ok", (np.asarray(ready.result()), ready.note)))
             else:
                 pipe.send(("ok", sample()))
         except Exception:
             pipe.send(("error", traceback.format_exc()))
+
+
+def _work(descriptor: str | None) -> tuple:
+    """A maker's arguments: a problem and its inputs; nothing where the peer has only one thing to do."""
+    if descriptor is None:
+        return ()
+    problem = parse(descriptor)
+    return problem, inputs(problem)
 
 
 def _sampler(call: Callable[[], Any]) -> Callable[[], list[float]]:
@@ -147,7 +158,7 @@ def measure(workers: dict[str, Worker], descriptor: str, rounds: int) -> dict[st
         if result.size:
             found[name] |= _errors(name, problem, result, truth)
     if rounds:
-        samples = interleave({name: (lambda w=worker: w.ask("sample")) for name, worker in workers.items()}, rounds)
+        samples = interleave({name: worker.sample for name, worker in workers.items()}, rounds)
         for name, seconds in samples.items():
             found[name] |= summary(seconds)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import subprocess
 import sys
@@ -35,6 +36,7 @@ _MATTERS = {
     "first conv2d, 64 channels at 56x56": _FIRST.format(**_LAYER, call=_CALL),
     "first plan and call, 64 channels at 56x56": _FIRST.format(**_LAYER, call=_PLAN),
 }
+TITLE = "Start-up"
 AIM = (
     "Import: no slower than numba's own import plus 0.2 s. First call with a warm disk cache: under 0.3 s. "
     "(Medians of new processes; a first call is timed after the import.)"
@@ -46,8 +48,8 @@ def _seconds(code: str) -> float:
     return float(done.stdout)
 
 
-def measure_latency(rounds: int) -> dict[str, Any]:
-    """Median and minimum, in seconds, of each matter in `rounds` new processes, in turn.
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Median and minimum, in seconds, of each matter in ``options.rounds`` new processes, in turn.
 
     Returns
     -------
@@ -57,10 +59,21 @@ def measure_latency(rounds: int) -> dict[str, Any]:
     for code in _MATTERS.values():
         _seconds(code)  # fills the disk caches
     times: dict[str, list[float]] = {name: [] for name in _MATTERS}
-    for _ in range(rounds):
+    for _ in range(options.rounds):
         for name, code in _MATTERS.items():
             times[name].append(_seconds(code))
     rows = {name: {"median": statistics.median(found), "min": min(found)} for name, found in times.items()}
     extra = rows["import fastconv"]["median"] - rows["import numba"]["median"]
     slowest = max(row["median"] for name, row in rows.items() if name.startswith("first"))
     return {"rows": rows, "extra_import": extra, "slowest_first": slowest, "met": extra <= 0.2 and slowest < 0.3}
+
+
+def table(result: dict[str, Any]) -> list[list[str]]:
+    """Heading and lines."""
+    lines = [[matter, f"{row['median']:.3f}", f"{row['min']:.3f}"] for matter, row in result["rows"].items()]
+    return [["what", "median, s", "best, s"], *lines]
+
+
+def verdict(result: dict[str, Any]) -> list[str]:
+    """What was reached, in parts."""
+    return [f"import {result['extra_import']:+.2f} s over numba's", f"first call {result['slowest_first']:.2f} s"]

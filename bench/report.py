@@ -10,11 +10,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import latency
 import llvmlite.binding as llvm
-from latency import AIM as LATENCY_AIM
+import training
 from sections import SECTIONS, Section
 
 from fastconv.descriptor import parse
+
+# Sections that are no list of problems: modules with TITLE, AIM, measure, table and verdict.
+OTHERS: dict[str, Any] = {"latency": latency, "vgg-step": training}
 
 Rows = dict[str, dict[str, dict[str, Any]]]  # descriptor -> peer -> what `harness.measure` found
 BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
@@ -140,6 +144,13 @@ def _timed_table(section: Section, rows: Rows, rivals: tuple[str, ...]) -> str:
 
 def verdict(name: str, result: dict[str, Any]) -> str:
     """One line: what was reached, and whether that meets the aim."""
+    text = "; ".join(_reached(name, result) if name in SECTIONS else OTHERS[name].verdict(result))
+    if name in SECTIONS and result["problems"] < len(SECTIONS[name].problems):
+        return f"{text}; only {result['problems']} of {len(SECTIONS[name].problems)} problems were run."
+    return text + (". Aim met." if result["met"] else ". Aim not met.")
+
+
+def _reached(name: str, result: dict[str, Any]) -> list[str]:
     parts = [
         f"{ratio['median']:.2f} times as fast as {rival} ({ratio['min']:.2f} by best times)"
         for rival, ratio in result.get("ratios", {}).items()
@@ -150,20 +161,19 @@ def verdict(name: str, result: dict[str, Any]) -> str:
         parts.append(f"every 3x3 at {result['least_peak']:.0%} of the FMA peak or more")
     if "error_ratio" in result:
         parts.append(f"at most {result['error_ratio']:.2f} times {SECTIONS[name].rivals[0]}'s")
-    if "extra_import" in result:
-        parts.append(f"import {result['extra_import']:+.2f} s over numba's")
-        parts.append(f"first call {result['slowest_first']:.2f} s")
-    text = "; ".join(parts)
-    if name in SECTIONS and result["problems"] < len(SECTIONS[name].problems):
-        return f"{text}; only {result['problems']} of {len(SECTIONS[name].problems)} problems were run."
-    return text + (". Aim met." if result["met"] else ". Aim not met.")
+    return parts
+
+
+def title_and_aim(name: str) -> tuple[str, str]:
+    """Of any section."""
+    return (SECTIONS[name].title, SECTIONS[name].aim) if name in SECTIONS else (OTHERS[name].TITLE, OTHERS[name].AIM)
 
 
 def render(stored: dict[str, dict[str, Any]]) -> str:
     """The whole page: every stored section with its aim, verdict, circumstances and table."""
     parts = ["# Benchmarks", "", *_PREFACE, ""]
     for name, entry in stored.items():
-        title, aim = (SECTIONS[name].title, SECTIONS[name].aim) if name in SECTIONS else ("Start-up", LATENCY_AIM)
+        title, aim = title_and_aim(name)
         parts += [f"## {title}", "", f"Aim: {aim}", "", f"Reached: {verdict(name, entry['result'])}", ""]
         parts += [_circumstances_line(entry["circumstances"]), "", stored_table(name, entry), ""]
     return "\n".join(parts)
@@ -173,16 +183,15 @@ def stored_table(name: str, entry: dict[str, Any]) -> str:
     """The table of a section as it is stored."""
     if name in SECTIONS:
         return section_table(SECTIONS[name], entry["rows"], tuple(entry["rivals"]))
-    rows = entry["result"]["rows"].items()
-    lines = [[matter, f"{row['median']:.3f}", f"{row['min']:.3f}"] for matter, row in rows]
-    return table(["what", "median, s", "best, s"], lines)
+    heading, *lines = OTHERS[name].table(entry["result"])
+    return table(heading, lines)
 
 
 def summarise(stored: dict[str, dict[str, Any]]) -> str:
     """The short table for README: a line for each section."""
     lines = []
     for name, entry in stored.items():
-        title, aim = (SECTIONS[name].title, SECTIONS[name].aim) if name in SECTIONS else ("Start-up", LATENCY_AIM)
+        title, aim = title_and_aim(name)
         lines.append([title, aim, verdict(name, entry["result"])])
     where = {_circumstances_line(entry["circumstances"]) for entry in stored.values()}
     return "\n".join([table(["What", "Aim", "Reached"], lines, left=3), "", *sorted(where)])

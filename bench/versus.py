@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import Worker, measure, set_threads
-from latency import AIM, measure_latency
-from report import circumstances, evaluate, stored_table, verdict, write_markdown
+from report import OTHERS, circumstances, evaluate, stored_table, title_and_aim, verdict, write_markdown
 from sections import SECTIONS, Section
 
 import fastconv
@@ -36,7 +35,7 @@ def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--section", action="append", choices=[*SECTIONS, "latency"], help="may be repeated; all by default")
+    add("--section", action="append", choices=[*SECTIONS, *OTHERS], help="may be repeated; all by default")
     add("--threads", type=int, default=2)
     add("--rounds", type=int, default=20, help="samples of every peer per problem")
     add("--problems", type=int, help="only so many problems of each section, for a quick look")
@@ -81,12 +80,12 @@ def run_section(section: Section, options: argparse.Namespace) -> dict[str, Any]
 
 def measured(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     """Run the selected sections, print each as it is done."""
-    for name in options.section or [*SECTIONS, "latency"]:
-        if name == "latency":
-            entry: dict[str, Any] = {"result": measure_latency(options.rounds)}
+    for name in options.section or [*SECTIONS, *OTHERS]:
+        if name in OTHERS:
+            entry: dict[str, Any] = {"result": OTHERS[name].measure(options)}
         else:
             entry = run_section(SECTIONS[name], options)
-        aim = AIM if name == "latency" else SECTIONS[name].aim
+        _, aim = title_and_aim(name)
         print(f"\n{name}\nAim: {aim}\n{stored_table(name, entry)}\n{verdict(name, entry['result'])}", flush=True)
         yield name, entry | {"circumstances": circumstances(options.threads, options.rounds)}
 

@@ -44,8 +44,12 @@ def _spare_scipy() -> None:
     """
     from numba.np import linalg
 
-    real = getattr(linalg, "ensure_blas", None)
-    if real is None or "numba.np.arraymath" in sys.modules or find_spec("scipy") is None:
+    real = getattr(linalg, "ensure_blas", None)  # there up to Numba 0.68 at least
+    try:
+        installed = find_spec("scipy") is not None
+    except ValueError:  # a stand-in for the module, without a spec
+        installed = False
+    if real is None or "numba.np.arraymath" in sys.modules or not installed:
         return
     linalg.ensure_blas = lambda: None
     try:

@@ -375,3 +375,8 @@ def test_mode_wisdom_wants_wisdom(monkeypatch, tmp_path) -> None:
         fastconv.set_mode("heuristic")
     with pytest.raises(ValueError, match="mode must be one of"):
         fastconv.set_mode("fast")
+
+
+def test_a_plan_for_an_empty_batch_explains_itself() -> None:
+    plan = fastconv.plan((0, 3, 8, 8), np.ones((4, 3, 3, 3), np.float32), algorithm="direct")
+    assert plan.explain().workspace_bytes == plan.workspace_bytes >= 0

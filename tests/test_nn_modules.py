@@ -312,3 +312,24 @@ def test_copies_are_independent() -> None:
     assert not twin(x).any()
     np.testing.assert_array_equal(net(x), expected)
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(net))(x), expected)
+
+
+def test_a_replaced_parameter_is_noticed_in_eval_mode() -> None:
+    conv, x = nn.Conv2d(2, 3, 3).eval(), np.ones((1, 2, 4, 4), np.float32)
+    before = conv.forward(x)
+    conv.weight = nn.Parameter(2 * conv.weight.value)
+    conv.bias = nn.Parameter(2 * conv.bias.value)
+    np.testing.assert_allclose(conv.forward(x), 2 * before, rtol=1e-6)
+
+
+def test_a_linear_layer_takes_an_empty_batch() -> None:
+    layer, x = nn.Linear(3, 2), np.empty((0, 3), np.float32)
+    assert layer.forward(x).shape == (0, 2)
+    assert layer.backward(np.empty((0, 2), np.float32)).shape == (0, 3)
+    assert not layer.weight.grad.any() and not layer.bias.grad.any()
+
+
+def test_a_shared_parameter_comes_once() -> None:
+    first, second = nn.Linear(3, 3), nn.Linear(3, 3)
+    second.weight = first.weight
+    assert len(list(nn.Sequential(first, second).parameters())) == 3

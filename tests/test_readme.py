@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -12,10 +13,11 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 @pytest.fixture(scope="module")
-def ran() -> dict:
+def ran(tmp_path_factory: pytest.TempPathFactory) -> dict:
     names: dict = {}
-    for block in re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.M | re.S):
-        exec(compile(block, str(README), "exec"), names)
+    with contextlib.chdir(tmp_path_factory.mktemp("readme")):
+        for block in re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.M | re.S):
+            exec(compile(block, str(README), "exec"), names)
     return names
 
 
@@ -34,6 +36,12 @@ def test_a_blur_keeps_the_mean_away_from_the_border(ran):
 def test_results_keep_the_memory_format(ran):
     for name in ("blurred", "features", "pooled"):
         assert ran[name].transpose(0, 2, 3, 1).flags.c_contiguous, name
+
+
+def test_the_network_learns(ran):
+    assert ran["accuracy"] > 0.9
+    frozen = [parameter for parameter in ran["net"].parameters() if not parameter.requires_grad]
+    assert frozen == list(ran["net"][0].parameters())
 
 
 def test_the_two_commands_are_there():

@@ -1,7 +1,7 @@
 """The list of peers. A new one is a maker function in a module here and one line below.
 
 A maker ``maker(problem, arrays, threads) -> Ready`` runs in the peer's own process. `arrays` are those of
-`exact.inputs`, in the problem's memory format.
+`exact.inputs`, in the problem's memory format. One for a whole training step is ``maker(threads) -> Ready``.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ PEERS = {
     "torch pool": "peers.pytorch:pool",
     "torch channels-last": "peers.pytorch:gradient_channels_last",
     "torch contiguous": "peers.pytorch:gradient_contiguous",
+    "fastconv training": "peers.own:training",
+    "torch training, channels-last": "peers.pytorch:training_channels_last",
+    "torch training, contiguous": "peers.pytorch:training_contiguous",
     "onnxruntime": "peers.ort:session",
     "openvino": "peers.ov:compiled",
     "jax": "peers.xla:jitted",
@@ -39,7 +42,7 @@ class Ready:
     call : callable
         Computes the problem once, and returns when it is done.
     result : callable
-        The result as a NumPy array, (N, C, H, W).
+        The result as a NumPy array, (N, C, H, W); of training, the losses of some steps.
     note : str
         What it chose to run, if it says.
     sample : callable, optional

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numba
+import numpy as np
+import vgg
 
 import fastconv
 from fastconv.dispatch import choose
@@ -60,6 +62,22 @@ def pool(p: PoolProblem, arrays: list, threads: int) -> Ready:
         lambda: function(x, p.pool.kernel_size, p.pool.stride, p.pool.padding),
         f"{choice.candidate} ({choice.source})",
     )
+
+
+def training(threads: int) -> Ready:
+    """A training step of the network in `vgg`, on channels-last images."""
+    numba.set_num_threads(threads)
+    net, loss, (images, classes) = vgg.seeded(), fastconv.nn.CrossEntropyLoss(), vgg.batch()
+    optimizer = fastconv.optim.SGD(net.parameters(), lr=vgg.LEARNING_RATE, momentum=vgg.MOMENTUM)
+
+    def step() -> float:
+        value = loss(net(images), classes)
+        net.backward(loss.backward(), input_grad=False)
+        optimizer.step()
+        optimizer.zero_grad()
+        return value
+
+    return Ready(step, lambda: np.array([step() for _ in range(vgg.CHECKED_STEPS)]))
 
 
 def peak(p: ConvProblem, arrays: list, threads: int) -> Ready:

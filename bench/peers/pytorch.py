@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
+import vgg
 
 from fastconv.problem import ConvProblem, PoolProblem
 from peers import Ready
@@ -73,3 +74,35 @@ def pool(p: PoolProblem, arrays: list, threads: int) -> Ready:
     function = {"max": F.max_pool2d, "avg": F.avg_pool2d}[p.pool.mode]
     kernel, stride, padding = (list(v) for v in (p.pool.kernel_size, p.pool.stride, p.pool.padding))
     return _ready(lambda: function(x, kernel, stride, padding))
+
+
+def training_contiguous(threads: int) -> Ready:
+    """A training step of the network in `vgg`, NCHW."""
+    return _training(threads, torch.contiguous_format)
+
+
+def training_channels_last(threads: int) -> Ready:
+    """A training step of the network in `vgg`, channels-last."""
+    return _training(threads, torch.channels_last)
+
+
+def _training(threads: int, memory_format: torch.memory_format) -> Ready:
+    torch.set_num_threads(threads)
+    net, loss = vgg.network(torch.nn), torch.nn.CrossEntropyLoss()
+    net.load_state_dict({name: torch.from_numpy(value) for name, value in vgg.seeded().state_dict().items()})
+    net.to(memory_format=memory_format)
+    for layer in net:
+        if isinstance(layer, torch.nn.ReLU):
+            layer.inplace = True  # as in torchvision's networks: it saves torch a pass over memory
+    images, classes = (torch.from_numpy(array) for array in vgg.batch())
+    images = images.contiguous(memory_format=memory_format)
+    optimizer = torch.optim.SGD(net.parameters(), lr=vgg.LEARNING_RATE, momentum=vgg.MOMENTUM)
+
+    def step() -> float:
+        value = loss(net(images), classes)
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return value.item()
+
+    return Ready(step, lambda: np.array([step() for _ in range(vgg.CHECKED_STEPS)]))

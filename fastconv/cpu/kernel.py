@@ -78,8 +78,8 @@ def split(lines: int, line_bytes: int, blocks: int, block_bytes: int, outer: int
         else:
             chunks = min(blocks, 2 * chunks)
     turns = max(1, wanted // 4)  # a number of pieces that the threads can share evenly
-    pieces = min(lines, -(-pieces // turns) * turns)
-    return -(-lines // pieces), -(-blocks // chunks)
+    pieces = max(1, min(lines, -(-pieces // turns) * turns))
+    return max(1, -(-lines // pieces)), -(-blocks // chunks)
 
 
 class Launch:

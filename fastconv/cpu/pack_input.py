@@ -103,6 +103,7 @@ class InputPacker(Packer):
             jobs_per_block=-(-filters // per_job), channels=channels, taps=taps, kept=len(order),
         )  # fmt: skip
         self.function = _compiled(problem.itemsize, source_stamp())
+        threads = threads if self.size * problem.itemsize > _JOB_BYTES else 1
         self.launch = Launch(conv_launcher(problem.dtype), self.function.address, geometry, threads)
 
     def __call__(self, weight: np.ndarray, bias: np.ndarray | None) -> Packed:

@@ -30,7 +30,7 @@ GEOMETRY = fields(
     "x_batch", "x_channel", "x_row", "x_column", "grad_batch", "grad_channel", "grad_row", "grad_column",
     "in_height", "in_width", "out_height", "out_width", "channels", "elements", "kernel_h", "kernel_w",
     "stride_h", "stride_w", "top", "left", "span_h", "dilation_h", "dilation_w", "table",
-    "band", "bands", "images", "splits", "blocks", "x_pixel", "x_line", "x_size", "grad_size",
+    "band", "bands", "images", "splits", "x_pixel", "x_line", "x_size", "grad_size",
 )  # fmt: skip
 
 _TILES = {3: (3, 4), 5: (5, 4), 7: (7, 2)}  # by taps in a row; other rows go in pieces of 4
@@ -128,7 +128,7 @@ class WeightDepthwise(WeightKernel):
             out_height=p.conv_size[0], out_width=width, channels=p.groups, elements=self.elements, kernel_h=R,
             kernel_w=S, stride_h=sh, stride_w=sw, top=p.padding[0][0], left=p.padding[1][0], span_h=span_h,
             dilation_h=dh, dilation_w=dw, band=self.band, bands=self.bands, images=p.batch, splits=self.splits,
-            blocks=self.blocks, x_pixel=self.wide, x_line=x_line, x_size=x_size, grad_size=grad_size,
+            x_pixel=self.wide, x_line=x_line, x_size=x_size, grad_size=grad_size,
         )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 With few input channels a vector of them would be mostly empty; the columns of a pixel, (r, s, c) side by
 side, fill vectors whatever the channels. A job owns a block of filters with all their weights, builds panel
-after panel of columns, and adds the products up. Blocks, panels and splits depend on the problem alone, as
+after panel of columns, and adds the products up. Blocks, panels and splits do not depend on the threads, as
 in `fastconv.cpu.weight_tiled`.
 """
 
@@ -31,7 +31,7 @@ GEOMETRY = fields(
     "in_height", "in_width", "out_height", "out_width", "channels", "filters", "kernel_h", "kernel_w", "elements",
     "stride_h", "stride_w", "top", "left", "span_h", "dilation_h", "dilation_w", "table",
     "band", "bands", "images", "splits", "length", "filter_block", "filter_blocks",
-    "x_pixel", "x_line", "x_size", "pixel", "panel", "grad_pixel", "grad_size", "row",
+    "x_pixel", "x_line", "pixel", "panel", "grad_pixel", "grad_size", "row",
 )  # fmt: skip
 
 _PANEL_PIXELS = 224  # enough steps to pay for padding a band, and for loading and storing a tile
@@ -168,6 +168,6 @@ class WeightIm2col(WeightKernel):
             left=p.padding[1][0], span_h=span_h, dilation_h=p.dilation[0], dilation_w=p.dilation[1], band=self.band,
             bands=self.bands, images=p.batch, splits=self.splits, length=self.length, filter_block=self.filter_block,
             filter_blocks=self.filter_blocks, x_pixel=channels, x_line=x_line,
-            x_size=x_size, pixel=pixel, panel=panel, grad_pixel=grad_pixel, grad_size=grad_size,
+            pixel=pixel, panel=panel, grad_pixel=grad_pixel, grad_size=grad_size,
             row=self.row,
         )  # fmt: skip

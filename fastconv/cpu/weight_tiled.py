@@ -7,7 +7,7 @@ all taps; it copies band after band of output rows, and the input that they read
 where the microkernel finds every tap's pixels, and adds each band to its block.
 
 Where there are few blocks, each is cut into splits of the bands, which add up in order afterwards. Blocks,
-bands and splits depend on the problem alone, so the bits do not change with the number of threads.
+bands and splits depend on the problem and the caches, so the bits do not change with the number of threads.
 """
 
 from __future__ import annotations

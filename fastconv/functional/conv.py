@@ -74,7 +74,11 @@ def conv2d(
             stride, padding, dilation, groups, activation, pool, algorithm,
         ]  # fmt: skip
         # Arrays like these passed every check before; alignment and the bias's dtype are not in the key.
-        known = x.flags.aligned and weight.flags.aligned and (bias is None or bias.dtype is weight.dtype)
+        known = (
+            x.flags.aligned
+            and weight.flags.aligned
+            and (bias is None or (bias.dtype is weight.dtype and bias.flags.aligned))
+        )
         if known and out is None and call.batched:
             result = call.new()
             call.run(x, call.pack(weight, bias), result)

@@ -91,6 +91,8 @@ def transposed_size(
         If `output_padding` is too large, or so much padding is cut off that nothing is left.
     """
     extra = pair(output_padding, "output_padding", least=0)
+    if isinstance(padding, str):
+        raise ValueError(f"padding must be ints for a transposed convolution, got {padding!r}")
     pads = padding_pairs(padding, (weight_shape[2], weight_shape[3]), stride, dilation)
     sizes = []
     for i, name in enumerate(("height", "width")):

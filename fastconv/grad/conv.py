@@ -46,6 +46,11 @@ def conv2d_input(
         If an array is not float32 or float64, or dtypes differ.
     ValueError
         Names the argument that does not fit, its value and what would do.
+
+    Notes
+    -----
+    Where a weight is not finite, it depends on the algorithm whether its products with pixels beyond the border
+    are NaN or left out.
     """
     size = as_size(input_size, "input_size", (3, 4))
     if len(size) != np.ndim(grad_output):
@@ -73,13 +78,18 @@ def conv2d_weight(
     Returns
     -------
     array (K, C/groups, R, S)
-        Contiguous. The sum over images and pixels is cut by the problem, never by the number of threads: the
-        same bits whatever the threads.
+        Contiguous. The sum over images and pixels is cut by the problem and the machine's caches, never by the
+        number of threads: the same algorithm with the same parameters gives the same bits whatever the threads.
 
     Raises
     ------
     TypeError, ValueError
         As `conv2d_input`.
+
+    Notes
+    -----
+    Where the gradient of the output is not finite, it depends on the algorithm whether its products with the
+    padding are NaN or left out.
     """
     image, _ = as_image(input, "input")
     gradient, _ = as_image(grad_output, "grad_output")

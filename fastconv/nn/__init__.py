@@ -7,6 +7,7 @@ from fastconv.nn.init import manual_seed
 from fastconv.nn.linear import Linear
 from fastconv.nn.local import LocallyConnected2d
 from fastconv.nn.loss import CrossEntropyLoss, MSELoss
+from fastconv.nn.memory import activation_bytes
 from fastconv.nn.module import Buffer, Module, Parameter
 from fastconv.nn.norm import BatchNorm2d
 from fastconv.nn.pool import AdaptiveAvgPool2d, AvgPool2d, LPPool2d, MaxPool2d
@@ -34,5 +35,6 @@ __all__ = [
     "Residual",
     "Sequential",
     "Softmax",
+    "activation_bytes",
     "manual_seed",
 ]

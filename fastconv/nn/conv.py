@@ -140,19 +140,21 @@ class ConvPlans:
     ) -> None:
         self.conv, self.norm, self.activation, self.pool = conv, norm, activation, pool
         self._plans: dict[tuple, Plan] = {}
-        self._versions: list[int] = []
+        self._made_from: list[tuple[Any, int]] = []  # the buffers and their versions
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Run the plan for arrays like `x`."""
         x = as_floats(x, "x", (4,))
         state = [*self.conv.named_state(), *(self.norm.named_state() if self.norm else ())]
-        versions = [buffer.version for _, buffer in state]
-        key = x.shape, memory_format(x)
-        found = self._plans.get(key) if versions == self._versions else None
+        now = [(buffer, buffer.version) for _, buffer in state]  # a buffer equals itself alone
+        if now != self._made_from:
+            self._plans, self._made_from = {}, now
+        plans, key = self._plans, (x.shape, memory_format(x))
+        found = plans.get(key)
         if found is None:
-            if versions != self._versions or len(self._plans) >= _MOST_PLANS:
-                self._plans, self._versions = {}, versions
-            found = self._plans[key] = self._plan(*key)
+            if len(plans) >= _MOST_PLANS:
+                plans.clear()
+            found = plans[key] = self._plan(*key)
         return found(x)
 
     def _plan(self, shape: tuple[int, ...], format: Any) -> Plan:
@@ -165,7 +167,7 @@ class ConvPlans:
 
     def __getstate__(self) -> dict[str, Any]:
         # Plans hold compiled code, which cannot be copied or pickled; they are made again.
-        return self.__dict__ | {"_plans": {}}
+        return self.__dict__ | {"_plans": {}, "_made_from": []}
 
 
 class ConvTranspose2d(Convolution):

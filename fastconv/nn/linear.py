@@ -47,17 +47,24 @@ class Linear(Convolution):
         x = as_floats(x, "x", (2,))
         if x.shape[1] != self.in_features:
             raise ValueError(f"x must have {self.in_features} features, got shape {x.shape}")
+        if not len(x):  # an image must have pixels
+            return self.keep_input(x, np.empty((0, self.out_features), x.dtype))
         return self.keep_input(x, _as_rows(conv2d(_as_image(x), self._filters, self.bias_value)))
 
     def weight_gradient(self, x: np.ndarray, grad_output: np.ndarray) -> np.ndarray:
+        if not len(x):
+            return np.zeros_like(self.weight.value)
         grad = conv2d_weight(_as_image(x), self._filters.shape, _as_image(grad_output))
         return grad.reshape(self.weight.value.shape)
 
     def bias_gradient(self, grad_output: np.ndarray) -> np.ndarray:
-        return channel_sums(_as_image(as_floats(grad_output, "grad_output", (2,))))
+        grad = as_floats(grad_output, "grad_output", (2,))
+        return channel_sums(_as_image(grad)) if len(grad) else np.zeros(self.out_features, grad.dtype)
 
     def input_gradient(self, shape: tuple[int, ...], grad_output: np.ndarray) -> np.ndarray:
         rows, features = shape
+        if not rows:
+            return np.empty(shape, grad_output.dtype)
         return _as_rows(conv2d_input((1, features, 1, rows), self._filters, _as_image(grad_output)))
 
     @property

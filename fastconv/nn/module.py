@@ -189,8 +189,8 @@ class Module:
         yield from ((name, value) for name, value in self.named_state() if isinstance(value, Parameter))
 
     def parameters(self) -> Iterator[Parameter]:
-        """All parameters, frozen ones too."""
-        yield from (parameter for _, parameter in self.named_parameters())
+        """All parameters, frozen ones too; one that several modules share comes once."""
+        yield from dict.fromkeys(parameter for _, parameter in self.named_parameters())
 
     @property
     def trainable(self) -> bool:

@@ -78,7 +78,7 @@ class Timing:
 
 
 def workload(problem: Problem, seed: int = 0) -> Workload:
-    """Random arrays for a problem: normally distributed, weights scaled so that the results are too."""
+    """Random arrays for a problem: normally distributed, weights scaled so that a convolution's results are too."""
     random = np.random.default_rng(seed)
     if isinstance(problem, ConvProblem) and problem.direction == "backward_weight":
         x, grad = (_normal(problem, shape, random) for shape in (problem.in_shape, problem.out_shape))
