@@ -17,8 +17,8 @@ def every_kind(dtype: str) -> tuple[nn.Sequential, tuple[int, ...]]:
     """A network with all kinds of layers, one after the other, and the shape of a batch for it."""
     layers = [
         nn.Conv2d(3, 8, 3, stride=(2, 1), padding=1, dtype=dtype), nn.ReLU(), nn.MaxPool2d(3, 2, 1, ceil_mode=True),
-        nn.BatchNorm2d(8, dtype=dtype), nn.LeakyReLU(0.3),
-        nn.ConvTranspose2d(8, 6, 3, (2, 3), 1, (1, 2), 2, dtype=dtype), nn.LeakyReLU(-0.5), nn.AvgPool2d(2),
+        nn.BatchNorm2d(8, dtype=dtype), nn.ConvTranspose2d(8, 6, 3, (2, 3), 1, (1, 2), 2, dtype=dtype),
+        nn.LeakyReLU(0.3), nn.LeakyReLU(-0.5), nn.AvgPool2d(2),
         nn.Dropout(0.2), nn.Conv2d(6, 4, 3, padding="same", groups=2, dtype=dtype),
         nn.LPPool2d(2, 2), nn.LocallyConnected2d(4, 5, (4, 6), 3, padding=1, dtype=dtype), nn.Softmax(1),
         nn.Flatten(2), nn.Flatten(), nn.Linear(120, 7, dtype=dtype), nn.ReLU(),
@@ -78,7 +78,7 @@ def test_a_residual_holds_the_gradients_of_its_output_and_of_branches_that_are_d
 def test_nothing_is_kept_in_eval_mode() -> None:
     net, shape = every_kind("float32")
     net.eval()
-    gradients = 2 * 4 * (2 * 6 * 16 * 27)  # of the second LeakyReLU's output and input
+    gradients = 2 * 4 * (2 * 6 * 16 * 27)  # of a LeakyReLU's output and input
     assert nn.activation_bytes(net, shape) == sum(p.value.nbytes for p in net.parameters()) + gradients
     assert nn.activation_bytes(net.freeze(), shape) == 0
 
