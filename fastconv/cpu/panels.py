@@ -1,4 +1,4 @@
-"""Copies of padded input in which a filter tap reads a vector of neighbouring pixels, whatever the stride."""
+"""Copies of padded input: as vectors of neighbouring pixels for a tap, whatever the stride, or as rows of pixels."""
 
 from __future__ import annotations
 
@@ -44,6 +44,40 @@ def pad_vectors(x, g, top, bottom, channels, panel, ITEM):
                     for c in range(channels):
                         target = line + ITEM * (c * g.panel_channel + begin)
                         copy(source + ITEM * c * g.x_channel, column, target, end - begin, ITEM)
+
+
+@inline
+def copy_pixels(source, column, channel, target, pixel, columns, channels, ITEM):
+    """Copy neighbouring pixels to where they lie `pixel` elements apart, channels side by side."""
+    if channel == 1 and column == pixel == channels:
+        copy(source, 1, target, columns * channels, ITEM)
+    elif channel == 1:
+        for j in range(columns):
+            copy(source + ITEM * j * column, 1, target + ITEM * j * pixel, channels, ITEM)
+    elif column == 1:
+        transpose(source, channel, target, pixel, channels, columns, ITEM)
+    else:
+        for j in range(columns):
+            copy(source + ITEM * j * column, channel, target + ITEM * j * pixel, channels, ITEM)
+
+
+@inline
+def pad_rows(x, g, top, bottom, channels, panel, line, pixel, ITEM):
+    """Input of convolution rows [top, bottom) as (row, column, channel), with its padding.
+
+    `g` is a geometry record; in the panel, rows are `line` elements apart and pixels `pixel`.
+    """
+    width = line // pixel
+    left, right = min(width, g.left), min(width, g.left + g.in_width)
+    for i in range((bottom - top - 1) * g.stride_h + g.span_h):
+        row, target = top * g.stride_h - g.top + i, panel + ITEM * i * line
+        if row < 0 or row >= g.in_height:
+            fill(target, line, 0.0, ITEM)
+            continue
+        fill(target, left * pixel, 0.0, ITEM)
+        inside = target + ITEM * left * pixel
+        copy_pixels(x + ITEM * row * g.x_row, g.x_column, g.x_channel, inside, pixel, right - left, channels, ITEM)
+        fill(target + ITEM * right * pixel, (width - right) * pixel, 0.0, ITEM)
 
 
 class TapPanels:

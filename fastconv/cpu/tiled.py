@@ -24,9 +24,9 @@ from fastconv.cpu.bands import GEOMETRY
 from fastconv.cpu.contract import contract
 from fastconv.cpu.host import host
 from fastconv.cpu.kernel import ConvKernel, Params
-from fastconv.cpu.memory import call, copy, fill
+from fastconv.cpu.memory import call
 from fastconv.cpu.pack import weights_of_block
-from fastconv.cpu.panels import pad_vectors
+from fastconv.cpu.panels import pad_rows, pad_vectors
 from fastconv.cpu.tiles import filter_vector_tiles, pixel_vector_tiles
 from fastconv.cpu.transpose import move
 from fastconv.jit import inline, job_kernel
@@ -99,25 +99,6 @@ def _finish(g, maps, map_row, map_column, map_filter, filters, out, first, last,
             )  # fmt: skip
 
 
-@inline
-def _pad_rows(x, g, top, bottom, channels, panel, ITEM):
-    """Input of convolution rows [top, bottom) as (row, column, channel), with its padding."""
-    width = g.panel_row // g.channel_block
-    for i in range((bottom - top - 1) * g.stride_h + g.span_h):
-        row, target = top * g.stride_h - g.top + i, panel + ITEM * i * g.panel_row
-        if row < 0 or row >= g.in_height:
-            fill(target, g.panel_row, 0.0, ITEM)
-            continue
-        left, right = min(width, g.left), min(width, g.left + g.in_width)
-        fill(target, left * g.channel_block, 0.0, ITEM)
-        source, start = x + ITEM * row * g.x_row, target + ITEM * left * g.channel_block
-        if g.x_channel == 1 and g.x_column == channels and channels == g.channel_block:
-            copy(source, 1, start, (right - left) * channels, ITEM)
-        else:
-            move(source, g.x_column, g.x_channel, start, g.channel_block, 1, right - left, channels, ITEM)
-        fill(target + ITEM * right * g.channel_block, (width - right) * g.channel_block, 0.0, ITEM)
-
-
 @cache
 def _pixel_rows(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
     BLOCK = VECS * LANES
@@ -134,7 +115,8 @@ def _pixel_rows(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
         result = out + ITEM * (n * g.out_batch + group * g.filters * g.out_filter)
         for c in range(0, g.channels, g.channel_block):
             channels = min(g.channel_block, g.channels - c)
-            _pad_rows(image + ITEM * c * g.x_channel, g, top, bottom, channels, scratch, ITEM)
+            source = image + ITEM * c * g.x_channel
+            pad_rows(source, g, top, bottom, channels, scratch, g.panel_row, g.channel_block, ITEM)
             epilogue = g.epilogue if c + channels == g.channels else 0
             steps = channels * g.merged
             for block in range(first_block, last_block):

@@ -20,9 +20,10 @@ from fastconv.cpu.host import host
 from fastconv.cpu.kernel import Geometry, Params, fields, record
 from fastconv.cpu.memory import fill
 from fastconv.cpu.pack import whole_lines
+from fastconv.cpu.panels import pad_rows
 from fastconv.cpu.tiles import FMA_NS
 from fastconv.cpu.transpose import transpose
-from fastconv.cpu.weight_kernel import SPLITS, WeightKernel, copy_pixels, pad_input
+from fastconv.cpu.weight_kernel import WeightKernel, copy_gradient
 from fastconv.jit import job_kernel, source_stamp
 from fastconv.problem import ConvProblem
 
@@ -30,7 +31,7 @@ GEOMETRY = fields(
     "x_batch", "x_channel", "x_row", "x_column", "grad_batch", "grad_channel", "grad_row", "grad_column",
     "in_height", "in_width", "out_height", "out_width", "channels", "elements", "kernel_h", "kernel_w",
     "stride_h", "stride_w", "top", "left", "span_h", "dilation_h", "dilation_w", "table",
-    "band", "bands", "images", "splits", "x_pixel", "x_line", "x_size", "grad_size",
+    "band", "bands", "images", "splits", "x_line", "x_size", "grad_size",
 )  # fmt: skip
 
 _TILES = {3: (3, 4), 5: (5, 4), 7: (7, 2)}  # by taps in a row; other rows go in pieces of 4
@@ -80,12 +81,10 @@ def _compiled(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
         for band in range(split * all_bands // g.splits, (split + 1) * all_bands // g.splits):
             n, first = band // g.bands, band % g.bands * g.band
             last = min(first + g.band, g.out_height)
-            pad_input(x + ITEM * (n * g.x_batch + c * g.x_channel), g, first, last, channels, scratch, ITEM)
-            for row in range(last - first):
-                copy_pixels(
-                    grad + ITEM * (n * g.grad_batch + c * g.grad_channel + (first + row) * g.grad_row), g.grad_column,
-                    g.grad_channel, panel + ITEM * row * g.out_width * WIDE, WIDE, g.out_width, channels, ITEM,
-                )  # fmt: skip
+            source = x + ITEM * (n * g.x_batch + c * g.x_channel)
+            pad_rows(source, g, first, last, channels, scratch, g.x_line, WIDE, ITEM)
+            source = grad + ITEM * (n * g.grad_batch + c * g.grad_channel)
+            copy_gradient(source, g, first, last, channels, panel, WIDE, ITEM)
             for r in range(g.kernel_h):
                 for s in range(0, g.kernel_w, ROWS):
                     o = block + ITEM * (r * g.kernel_w + s) * WIDE
@@ -112,10 +111,11 @@ class WeightDepthwise(WeightKernel):
         self.blocks, (height, width) = -(-problem.groups // self.wide), problem.conv_size
         self.band = min(height, max(1, _BAND_BYTES // (width * self.wide * self.item)))
         self.bands = -(-height // self.band)
-        self.sum_after(max(1, min(problem.batch * self.bands, -(-SPLITS // self.blocks))))
+        self.split_sum(problem.batch * self.bands, self.blocks)
 
     def geometry(self, x: tuple[int, ...], grad: tuple[int, ...]) -> Geometry:
-        p, (R, S), (sh, sw), (dh, dw) = self.problem, *(getattr(self.problem, n) for n in _PAIRS)
+        p = self.problem
+        (R, S), (sh, sw), (dh, dw) = p.kernel_size, p.stride, p.dilation
         width, span_h = p.conv_size[1], (R - 1) * dh + 1
         x_line = ((width - 1) * sw + (S - 1) * dw + 1) * self.wide
         x_size, grad_size = x_line * ((self.band - 1) * sh + span_h), self.band * width * self.wide
@@ -128,8 +128,5 @@ class WeightDepthwise(WeightKernel):
             out_height=p.conv_size[0], out_width=width, channels=p.groups, elements=self.elements, kernel_h=R,
             kernel_w=S, stride_h=sh, stride_w=sw, top=p.padding[0][0], left=p.padding[1][0], span_h=span_h,
             dilation_h=dh, dilation_w=dw, band=self.band, bands=self.bands, images=p.batch, splits=self.splits,
-            x_pixel=self.wide, x_line=x_line, x_size=x_size, grad_size=grad_size,
+            x_line=x_line, x_size=x_size, grad_size=grad_size,
         )  # fmt: skip
-
-
-_PAIRS = ("kernel_size", "stride", "dilation")

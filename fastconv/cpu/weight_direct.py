@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from fastconv.cpu.host import host
 from fastconv.cpu.kernel import Geometry, Params, fields, record
 from fastconv.cpu.memory import fill, ints
 from fastconv.cpu.tiles import channel_vector_tiles, per_tile_ns, step_ns
-from fastconv.cpu.weight_kernel import SPLITS, WeightKernel, equal_blocks, store_block
+from fastconv.cpu.weight_kernel import WeightKernel, equal_blocks, store_block
 from fastconv.jit import job_kernel, source_stamp
 from fastconv.problem import ConvProblem, Pair
 
@@ -108,11 +109,10 @@ class WeightDirect(WeightKernel):
         self.filter_block, self.filter_blocks = equal_blocks(filters, most, self.rows)
         pixels = problem.batch * math.prod(problem.conv_size)
         fitting = host().l2 // 2 // (self.item * (self.wide + self.filter_block))
-        self.chunks = min(problem.batch * problem.conv_size[0], -(-pixels // fitting))
+        rows = problem.batch * problem.conv_size[0]
         self.blocks = problem.groups * self.channel_tiles * self.filter_blocks
-        splits = min(problem.batch * problem.conv_size[0], -(-SPLITS // self.blocks))
-        self.chunks = max(1, self.chunks, splits)
-        self.sum_after(max(1, splits))
+        self.split_sum(rows, self.blocks)
+        self.chunks = max(min(rows, -(-pixels // fitting)), self.splits)
 
     def reads(self, x: tuple[int, ...]) -> bool:
         return x[1] == 1
@@ -131,20 +131,18 @@ class WeightDirect(WeightKernel):
 
 def _lines(p: ConvProblem, x: tuple[int, ...], grad: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """The lines of each tap: (offset into grad, offset into x), and (first line, lines, steps)."""
-    lines: list[tuple[int, int]] = []
-    runs = []
     axes = zip(p.kernel_size, p.in_size, p.conv_size, p.stride, p.padding, p.dilation, strict=True)
     downs, alongs = ([_inside(tap, *axis) for tap in range(taps)] for taps, *axis in axes)
-    for i0, i1, h in downs:
-        for j0, j1, w in alongs:
-            first, steps = len(lines), max(0, j1 - j0)
-            for n in range(p.batch) if steps else ():
-                for i in range(i0, i1):
-                    row = h + i * p.stride[0]
-                    at_x = n * x[0] + row * x[2] + (w + j0 * p.stride[1]) * x[3]
-                    lines.append((n * grad[0] + i * grad[2] + j0 * grad[3], at_x))
-            runs.append((first, len(lines) - first, steps))
-    return np.array(lines or [(0, 0)], np.int64), np.array(runs, np.int64)
+    images = np.arange(p.batch)[:, None]
+    found, runs, first = [np.zeros((0, 2), np.int64)], [], 0
+    for (i0, i1, h), (j0, j1, w) in product(downs, alongs):
+        rows, steps = np.arange(i0, max(i0, i1) if j1 > j0 else i0), max(0, j1 - j0)
+        in_grad = images * grad[0] + rows * grad[2] + j0 * grad[3]
+        in_x = images * x[0] + (h + rows * p.stride[0]) * x[2] + (w + j0 * p.stride[1]) * x[3]
+        found.append(np.stack([in_grad, in_x], axis=-1).reshape(-1, 2))
+        runs.append((first, in_x.size, steps))
+        first += in_x.size
+    return np.concatenate(found), np.array(runs, np.int64)
 
 
 def _inside(tap: int, size: int, out: int, stride: int, padding: Pair, dilation: int) -> tuple[int, int, int]:

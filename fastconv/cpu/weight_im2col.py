@@ -20,9 +20,10 @@ from fastconv.cpu.host import host
 from fastconv.cpu.kernel import Geometry, Params, fields, record
 from fastconv.cpu.memory import fill, lanes_of
 from fastconv.cpu.pack import whole_lines
+from fastconv.cpu.panels import pad_rows
 from fastconv.cpu.tiles import channel_vector_tiles, per_tile_ns, step_ns
 from fastconv.cpu.transpose import copy_vector, transpose
-from fastconv.cpu.weight_kernel import SPLITS, WeightKernel, copy_pixels, odd_lines, pad_input
+from fastconv.cpu.weight_kernel import WeightKernel, copy_gradient, odd_lines
 from fastconv.jit import inline, job_kernel, source_stamp
 from fastconv.problem import ConvProblem
 
@@ -31,7 +32,7 @@ GEOMETRY = fields(
     "in_height", "in_width", "out_height", "out_width", "channels", "filters", "kernel_h", "kernel_w", "elements",
     "stride_h", "stride_w", "top", "left", "span_h", "dilation_h", "dilation_w", "table",
     "band", "bands", "images", "splits", "length", "filter_block", "filter_blocks",
-    "x_pixel", "x_line", "pixel", "panel", "grad_pixel", "grad_size", "row",
+    "x_line", "pixel", "panel", "grad_pixel", "grad_size", "row",
 )  # fmt: skip
 
 _PANEL_PIXELS = 224  # enough steps to pay for padding a band, and for loading and storing a tile
@@ -78,9 +79,9 @@ def _build_columns(padded, g, rows, panel, ITEM):
         for j in range(g.out_width):
             target = panel + ITEM * (i * g.out_width + j) * g.pixel
             for r in range(g.kernel_h):
-                line = padded + ITEM * ((i * g.stride_h + r * g.dilation_h) * g.x_line + j * g.stride_w * g.x_pixel)
+                line = padded + ITEM * ((i * g.stride_h + r * g.dilation_h) * g.x_line + j * g.stride_w * g.channels)
                 for s in range(0, g.kernel_w, together):
-                    source = line + ITEM * s * g.dilation_w * g.x_pixel
+                    source = line + ITEM * s * g.dilation_w * g.channels
                     for v in range(0, together * g.channels, lanes):
                         copy_vector(source + ITEM * v, target + ITEM * v, ITEM)
                     target += ITEM * together * g.channels
@@ -106,15 +107,10 @@ def _compiled(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
             last = min(first + g.band, g.out_height)
             pixels = (last - first) * g.out_width
             image = x + ITEM * (n * g.x_batch + group * g.channels * g.x_channel)
-            pad_input(image, g, first, last, g.channels, padded, ITEM)
+            pad_rows(image, g, first, last, g.channels, padded, g.x_line, g.channels, ITEM)
             _build_columns(padded, g, last - first, scratch, ITEM)
-            source = grad + ITEM * (n * g.grad_batch + (group * g.filters + k) * g.grad_channel + first * g.grad_row)
-            for row in range(last - first):
-                target = gradient + ITEM * row * g.out_width * g.grad_pixel
-                copy_pixels(
-                    source + ITEM * row * g.grad_row, g.grad_column, g.grad_channel, target, g.grad_pixel,
-                    g.out_width, filters, ITEM,
-                )  # fmt: skip
+            source = grad + ITEM * (n * g.grad_batch + (group * g.filters + k) * g.grad_channel)
+            copy_gradient(source, g, first, last, filters, gradient, g.grad_pixel, ITEM)
             for c in range(0, g.length, WIDE):
                 for kk in range(0, filters, ROWS):
                     o = block + ITEM * (kk * g.row + c)
@@ -148,7 +144,7 @@ class WeightIm2col(WeightKernel):
         self.band = min(height, max(1, min(_PANEL_PIXELS, quarter) // width))
         self.bands = -(-height // self.band)
         self.blocks = problem.groups * self.filter_blocks
-        self.sum_after(max(1, min(problem.batch * self.bands, -(-SPLITS // self.blocks))))
+        self.split_sum(problem.batch * self.bands, self.blocks)
 
     def geometry(self, x: tuple[int, ...], grad: tuple[int, ...]) -> Geometry:
         p, width = self.problem, self.problem.conv_size[1]
@@ -167,7 +163,7 @@ class WeightIm2col(WeightKernel):
             elements=self.elements, stride_h=p.stride[0], stride_w=p.stride[1], top=p.padding[0][0],
             left=p.padding[1][0], span_h=span_h, dilation_h=p.dilation[0], dilation_w=p.dilation[1], band=self.band,
             bands=self.bands, images=p.batch, splits=self.splits, length=self.length, filter_block=self.filter_block,
-            filter_blocks=self.filter_blocks, x_pixel=channels, x_line=x_line,
+            filter_blocks=self.filter_blocks, x_line=x_line,
             pixel=pixel, panel=panel, grad_pixel=grad_pixel, grad_size=grad_size,
             row=self.row,
         )  # fmt: skip

@@ -12,12 +12,13 @@ from numba import carray
 from fastconv.arrays import aligned, empty
 from fastconv.cpu.kernel import Kernel, Launch, Params, fields, record
 from fastconv.cpu.launch import conv_launcher
-from fastconv.cpu.memory import copy, fill, get, put
+from fastconv.cpu.memory import copy, get, put
+from fastconv.cpu.panels import copy_pixels
 from fastconv.cpu.transpose import transpose
 from fastconv.jit import inline, job_kernel, source_stamp
 from fastconv.problem import ConvProblem
 
-SPLITS = 16  # jobs wanted; a constant, for the result must not depend on the number of threads
+_SPLITS = 16  # jobs wanted; a constant, for the result must not depend on the number of threads
 
 _SUM = fields("elements", "splits", "per_job")
 _SUM_ELEMENTS = 1 << 13  # of the result, in one job
@@ -41,37 +42,13 @@ def _summing(ITEM: int, stamp: str) -> Any:
 
 
 @inline
-def copy_pixels(source, column, channel, target, pixel, columns, channels, ITEM):
-    """Copy neighbouring pixels to where they lie `pixel` elements apart, channels side by side."""
-    if channel == 1 and column == pixel == channels:
-        copy(source, 1, target, columns * channels, ITEM)
-    elif channel == 1:
-        for j in range(columns):
-            copy(source + ITEM * j * column, 1, target + ITEM * j * pixel, channels, ITEM)
-    elif column == 1:
-        transpose(source, channel, target, pixel, channels, columns, ITEM)
-    else:
-        for j in range(columns):
-            copy(source + ITEM * j * column, channel, target + ITEM * j * pixel, channels, ITEM)
-
-
-@inline
-def pad_input(x, g, first, last, channels, panel, ITEM):
-    """The input of output rows [first, last) as (row, column, channel), with its padding.
-
-    `g` is a geometry record: lines are ``x_line`` elements apart, and pixels ``x_pixel``.
-    """
-    width = g.x_line // g.x_pixel
-    left, right = min(width, g.left), min(width, g.left + g.in_width)
-    for i in range((last - first - 1) * g.stride_h + g.span_h):
-        row, target = first * g.stride_h - g.top + i, panel + ITEM * i * g.x_line
-        if row < 0 or row >= g.in_height:
-            fill(target, g.x_line, 0.0, ITEM)
-            continue
-        fill(target, left * g.x_pixel, 0.0, ITEM)
-        inside = target + ITEM * left * g.x_pixel
-        copy_pixels(x + ITEM * row * g.x_row, g.x_column, g.x_channel, inside, g.x_pixel, right - left, channels, ITEM)
-        fill(target + ITEM * right * g.x_pixel, (width - right) * g.x_pixel, 0.0, ITEM)
+def copy_gradient(grad, g, first, last, filters, panel, pixel, ITEM):
+    """Output rows [first, last) of a gradient as pixels `pixel` elements apart, filters side by side."""
+    for row in range(last - first):
+        copy_pixels(
+            grad + ITEM * (first + row) * g.grad_row, g.grad_column, g.grad_channel,
+            panel + ITEM * row * g.out_width * pixel, pixel, g.out_width, filters, ITEM,
+        )  # fmt: skip
 
 
 @inline
@@ -114,9 +91,9 @@ class WeightKernel(Kernel):
         self.elements = math.prod(problem.weight_shape)
         self._no_bias = np.empty(0, problem.dtype)
 
-    def sum_after(self, splits: int) -> None:
-        """Say how many partial results there are."""
-        self.splits = splits
+    def split_sum(self, parts: int, blocks: int) -> None:
+        """Cut a sum of so many parts, for each of `blocks` of the result, where there are few jobs otherwise."""
+        self.splits = splits = max(1, min(parts, -(-_SPLITS // blocks)))
         if splits > 1:
             self.summing = _summing(self.item, source_stamp())
             jobs = -(-self.elements // _SUM_ELEMENTS)

@@ -24,16 +24,9 @@ from fastconv.cpu.host import host
 from fastconv.cpu.kernel import Geometry, Params, fields, record
 from fastconv.cpu.memory import fill, ints
 from fastconv.cpu.pack import whole_lines
+from fastconv.cpu.panels import pad_rows
 from fastconv.cpu.tiles import channel_vector_tiles, per_tile_ns, step_ns
-from fastconv.cpu.weight_kernel import (
-    SPLITS,
-    WeightKernel,
-    copy_pixels,
-    equal_blocks,
-    odd_lines,
-    pad_input,
-    store_block,
-)
+from fastconv.cpu.weight_kernel import WeightKernel, copy_gradient, equal_blocks, odd_lines, store_block
 from fastconv.jit import job_kernel, source_stamp
 from fastconv.problem import ConvProblem
 
@@ -96,14 +89,9 @@ def _compiled(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
             last = min(first + g.band, g.out_height)
             pixels, panel = scratch, scratch + ITEM * g.x_size
             source = x + ITEM * (n * g.x_batch + (group * g.channels + c) * g.x_channel)
-            pad_input(source, g, first, last, channels, pixels, ITEM)
-            source = grad + ITEM * (n * g.grad_batch + (group * g.filters + k) * g.grad_channel + first * g.grad_row)
-            for row in range(last - first):
-                target = panel + ITEM * row * g.out_width * g.grad_pixel
-                copy_pixels(
-                    source + ITEM * row * g.grad_row, g.grad_column, g.grad_channel, target, g.grad_pixel,
-                    g.out_width, filters, ITEM,
-                )  # fmt: skip
+            pad_rows(source, g, first, last, channels, pixels, g.x_line, g.x_pixel, ITEM)
+            source = grad + ITEM * (n * g.grad_batch + (group * g.filters + k) * g.grad_channel)
+            copy_gradient(source, g, first, last, filters, panel, g.grad_pixel, ITEM)
             lines, steps = (1, (last - first) * g.out_width) if g.merged else (last - first, g.out_width)
             for cc in range(0, channels, WIDE):
                 for kk in range(0, filters, ROWS):
@@ -143,7 +131,7 @@ class WeightTiled(WeightKernel):
         self.bands = -(-height // self.band)
         blocks = problem.groups * self.channel_blocks * self.filter_blocks
         self.blocks = blocks
-        self.sum_after(max(1, min(problem.batch * self.bands, -(-SPLITS // blocks))))
+        self.split_sum(problem.batch * self.bands, blocks)
 
     def geometry(self, x: tuple[int, ...], grad: tuple[int, ...]) -> Geometry:
         p = self.problem
