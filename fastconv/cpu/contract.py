@@ -10,7 +10,8 @@ For a tile of ``rows`` x ``VECS`` vectors it computes::
 
 The accumulators stay in registers. After every `_PARTIAL` steps they are added to the totals and start
 again from zero: a sum of partial sums rounds several times less than one long sum (Higham, 1993), for a
-few percent of time.
+few percent of time. The cache lines of the result are asked for at the start, for a store to memory that
+is far away takes longer than a short sum.
 
 Only the tile (ROWS, VECS) is fixed when the kernel is compiled; everything else is a run-time address,
 stride or trip count, so that a short menu of tiles serves every shape, both memory formats and every
@@ -30,7 +31,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastconv.cpu.emit import Emitter
+from fastconv.cpu.emit import LINE_BYTES, Emitter, prefetch
 from fastconv.cpu.host import host
 
 _I64 = ir.IntType(64)
@@ -106,6 +107,10 @@ def _emit_contract(
         start = emit.load(emit.at(init, bld.mul(row[r], init_row), bld.mul(_I64(v), init_vector)))
         bld.store(start, total[r, v])
         bld.store(emit.constant(0.0), acc[r, v])
+    pointers = {(r, v): emit.at(out, bld.mul(row[r], out_row), vector[v]) for r, v in tile}
+    for (_, v), pointer in pointers.items():
+        if v * emit.lanes * emit.itemsize % LINE_BYTES == 0:
+            prefetch(bld, pointer, write=True, level=1)
     a_now, b_now, summed = (cgutils.alloca_once(bld, kind) for kind in (a.type, b.type, _I64))
     bld.store(_I64(0), summed)
 
@@ -135,7 +140,6 @@ def _emit_contract(
     fold()
     result = {k: bld.load(total[k]) for k in tile}
     total = _activated(emit, result, epilogue)
-    pointers = {(r, v): emit.at(out, bld.mul(row[r], out_row), vector[v]) for r, v in tile}
     with bld.if_else(bld.icmp_signed("<", lanes, _I64(n_vecs * emit.lanes))) as (partial, whole):
         with partial:
             for r, v in tile:

@@ -21,10 +21,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastconv.cpu.emit import Emitter
+from fastconv.cpu.emit import Emitter, prefetch
 from fastconv.cpu.host import host
 
-_I32, _I64 = ir.IntType(32), ir.IntType(64)
+_I64 = ir.IntType(64)
 # B comes in pieces of a cache line that lie far apart, which no hardware prefetcher follows: each load asks for what
 # will be loaded in its place so many bytes further on.
 _AHEAD = 256
@@ -88,7 +88,7 @@ def _emit_products(
             a_tap, b_tap = emit.at(a, bld.load(pair)), emit.at(b, bld.load(bld.gep(pair, [_I64(1)])))
             right = [_load(emit, emit.at(b_tap, offset), mask) for offset in b_offsets]
             for offset in b_offsets:
-                _prefetch(emit, emit.at(b_tap, offset, _I64(_AHEAD // emit.itemsize)))
+                prefetch(bld, emit.at(b_tap, offset, _I64(_AHEAD // emit.itemsize)), write=False, level=2)
             for r, offset in enumerate(a_offsets):
                 left = _load(emit, emit.at(a_tap, offset), mask)
                 for k, value in enumerate(right):
@@ -108,11 +108,3 @@ def _emit_products(
 
 def _load(emit: Emitter, pointer: Any, mask: Any) -> Any:
     return emit.load(pointer) if mask is None else emit.load_masked(pointer, mask)
-
-
-def _prefetch(emit: Emitter, pointer: Any) -> None:
-    """Bring a cache line into L2; an address outside of memory does no harm."""
-    kind = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
-    prefetch = cgutils.get_or_insert_function(emit.builder.module, kind, "llvm.prefetch.p0")
-    read, into_l2, data = _I32(0), _I32(2), _I32(1)
-    emit.builder.call(prefetch, [pointer, read, into_l2, data])

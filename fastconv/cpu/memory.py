@@ -13,6 +13,7 @@ from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from fastconv.cpu import emit
 from fastconv.cpu.host import host
 from fastconv.jit import inline
 
@@ -45,6 +46,22 @@ def put(typingctx, address, index, value, ITEM):
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, element, ITEM), codegen
+
+
+@intrinsic(prefer_literal=True)
+def prefetch_lines(typingctx, address, count, WRITE):
+    """Bring the cache lines of `count` bytes from `address` on into L2, to be read (WRITE 0) or written (1)."""
+    write = bool(WRITE.literal_value)
+
+    def codegen(context, builder, signature, args):
+        byte, line = ir.IntType(8).as_pointer(), ir.IntType(64)(emit.LINE_BYTES)
+        start = builder.inttoptr(args[0], byte)
+        lines = builder.sdiv(builder.add(args[1], line.type(emit.LINE_BYTES - 1)), line)
+        with cgutils.for_range(builder, lines) as each:
+            emit.prefetch(builder, builder.gep(start, [builder.mul(each.index, line)]), write=write, level=2)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, WRITE), codegen
 
 
 @intrinsic

@@ -15,9 +15,9 @@ from numba import carray
 from fastconv.arrays import aligned
 from fastconv.cpu.kernel import Launch, fields, record
 from fastconv.cpu.launch import conv_launcher
-from fastconv.cpu.memory import copy, fill, ints, lanes_of, stack
+from fastconv.cpu.memory import copy, fill, ints, lanes_of, prefetch_lines, stack
 from fastconv.cpu.pack import Packed, Packer, padded_bias
-from fastconv.cpu.transpose import transpose_block
+from fastconv.cpu.transpose import copy_vector, transpose_block
 from fastconv.jit import inline, job_kernel, source_stamp
 from fastconv.problem import ConvProblem
 
@@ -25,6 +25,7 @@ GEOMETRY = fields(
     "blocks", "block", "filters", "filters_per_job", "jobs_per_block", "channels", "taps", "places", "kept"
 )
 
+_AHEAD = 2  # filters
 _JOB_BYTES = 64 << 10  # of weights
 
 
@@ -44,9 +45,21 @@ def _compiled(ITEM: int, stamp: str) -> Any:
                 copy(source, 1, target, channels, ITEM)
                 fill(target + ITEM * channels, g.block - channels, 0.0, ITEM)
             else:
+                ahead = source + ITEM * _AHEAD * g.channels * g.taps, target + ITEM * _AHEAD * g.block
+                _prefetch_filter(*ahead, g, channels, ITEM)
                 _pack_filter(source, target, g, channels, ITEM)
 
     return pack_input
+
+
+@inline
+def _prefetch_filter(source, target, g, channels, ITEM):
+    """Ask for what `_pack_filter` will touch: pieces so far apart that no hardware prefetcher follows."""
+    places = ints(g.places, g.taps, 1)
+    prefetch_lines(source, ITEM * channels * g.taps, 0)
+    for t in range(g.taps):
+        if places[t, 0] >= 0:
+            prefetch_lines(target + ITEM * places[t, 0] * g.filters * g.block, ITEM * g.block, 1)
 
 
 @inline
@@ -66,7 +79,10 @@ def _pack_filter(source, target, g, channels, ITEM):
                 place = places[t + i, 0]
                 if place >= 0:
                     to = target + ITEM * (place * g.filters * g.block + c)
-                    copy(scratch + ITEM * i * lanes, 1, to, min(lanes, g.block - c), ITEM)
+                    if c + lanes <= g.block:
+                        copy_vector(scratch + ITEM * i * lanes, to, ITEM)
+                    else:
+                        copy(scratch + ITEM * i * lanes, 1, to, g.block - c, ITEM)
 
 
 class InputPacker(Packer):

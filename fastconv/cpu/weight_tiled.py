@@ -22,12 +22,12 @@ from numba import carray
 from fastconv.cpu.contract import contract
 from fastconv.cpu.host import host
 from fastconv.cpu.kernel import Geometry, Params, fields, record
-from fastconv.cpu.memory import fill, ints
+from fastconv.cpu.memory import fill, ints, prefetch_lines
 from fastconv.cpu.pack import whole_lines
 from fastconv.cpu.panels import pad_rows
 from fastconv.cpu.tiles import channel_vector_tiles, per_tile_ns, step_ns
 from fastconv.cpu.weight_kernel import WeightKernel, copy_gradient, equal_blocks, odd_lines, store_block
-from fastconv.jit import job_kernel, source_stamp
+from fastconv.jit import inline, job_kernel, source_stamp
 from fastconv.problem import ConvProblem
 
 GEOMETRY = fields(
@@ -35,7 +35,7 @@ GEOMETRY = fields(
     "in_height", "in_width", "out_height", "out_width", "channels", "filters", "elements",
     "stride_h", "stride_w", "top", "left", "span_h", "shifts", "kernel_taps", "merged", "table",
     "band", "bands", "images", "splits", "channel_block", "channel_blocks", "filter_block", "filter_blocks",
-    "x_pixel", "x_line", "x_size", "grad_pixel", "grad_size",
+    "x_pixel", "x_line", "x_size", "grad_pixel", "grad_size", "prefetched",
 )  # fmt: skip
 
 _BAND_PIXELS = 256  # so many steps pay for loading and storing a register tile
@@ -69,6 +69,19 @@ def make(problem: ConvProblem, params: Params, threads: int) -> WeightTiled:
     return WeightTiled(problem, params, threads)
 
 
+@inline
+def _prefetch_share(x, grad, g, band, channels, filters, turn, turns, ITEM):
+    """One of `turns` equal parts of the pixels of a band; all at once, the requests would wait for each other."""
+    n, first = band // g.bands, band % g.bands * g.band
+    pixels = min(g.band, g.out_height - first) * g.out_width
+    for pixel in range(turn * pixels // turns, (turn + 1) * pixels // turns):
+        i, j = first + pixel // g.out_width, pixel % g.out_width
+        in_grad = n * g.grad_batch + i * g.grad_row + j * g.grad_column
+        in_x = n * g.x_batch + i * g.stride_h * g.x_row + j * g.stride_w * g.x_column
+        prefetch_lines(grad + ITEM * in_grad, ITEM * filters, 0)
+        prefetch_lines(x + ITEM * in_x, ITEM * channels, 0)
+
+
 @cache
 def _compiled(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
     WIDE = VECS * LANES
@@ -82,20 +95,26 @@ def _compiled(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
         k, group = rest % g.filter_blocks * g.filter_block, rest // g.filter_blocks
         channels, filters = min(g.channel_block, g.channels - c), min(g.filter_block, g.filters - k)
         shifts, all_bands = ints(g.shifts, g.kernel_taps, 1), g.images * g.bands
+        x += ITEM * (group * g.channels + c) * g.x_channel
+        grad += ITEM * (group * g.filters + k) * g.grad_channel
         block = scratch + ITEM * (g.x_size + g.grad_size)
         fill(block, g.kernel_taps * g.filter_block * g.channel_block, 0.0, ITEM)
-        for band in range(split * all_bands // g.splits, (split + 1) * all_bands // g.splits):
+        stop = (split + 1) * all_bands // g.splits
+        turns = -(-channels // WIDE) * -(-filters // ROWS) * g.kernel_taps
+        for band in range(split * all_bands // g.splits, stop):
             n, first = band // g.bands, band % g.bands * g.band
             last = min(first + g.band, g.out_height)
             pixels, panel = scratch, scratch + ITEM * g.x_size
-            source = x + ITEM * (n * g.x_batch + (group * g.channels + c) * g.x_channel)
-            pad_rows(source, g, first, last, channels, pixels, g.x_line, g.x_pixel, ITEM)
-            source = grad + ITEM * (n * g.grad_batch + (group * g.filters + k) * g.grad_channel)
-            copy_gradient(source, g, first, last, filters, panel, g.grad_pixel, ITEM)
+            pad_rows(x + ITEM * n * g.x_batch, g, first, last, channels, pixels, g.x_line, g.x_pixel, ITEM)
+            copy_gradient(grad + ITEM * n * g.grad_batch, g, first, last, filters, panel, g.grad_pixel, ITEM)
             lines, steps = (1, (last - first) * g.out_width) if g.merged else (last - first, g.out_width)
+            turn = 0
             for cc in range(0, channels, WIDE):
                 for kk in range(0, filters, ROWS):
                     for tap in range(g.kernel_taps):
+                        if g.prefetched and band + 1 < stop:
+                            _prefetch_share(x, grad, g, band + 1, channels, filters, turn, turns, ITEM)
+                            turn += 1
                         o = block + ITEM * ((tap * g.filter_block + kk) * g.channel_block + cc)
                         contract(
                             (panel + ITEM * kk, 1, g.grad_pixel),
@@ -159,4 +178,5 @@ class WeightTiled(WeightKernel):
             splits=self.splits, channel_block=self.channel_block, channel_blocks=self.channel_blocks,
             filter_block=self.filter_block, filter_blocks=self.filter_blocks,
             x_pixel=x_pixel, x_line=x_line, x_size=x_size, grad_pixel=grad_pixel, grad_size=grad_size,
+            prefetched=int(x[1] == grad[1] == 1),
         )  # fmt: skip
