@@ -201,6 +201,48 @@ def test_out_is_written_and_returned() -> None:
     np.testing.assert_array_equal(out[0], fastconv.grad.conv2d_input(x.shape[1:], weight, grad[0]))
 
 
+@pytest.mark.parametrize(
+    "shape", [(2, 5, 7, 9), (1, 1, 1, 1), (3, 17, 5, 4), (1, 130, 1, 3), (2, 3, 181, 187)], ids=str
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("format", FORMATS)
+def test_bias_gradient(shape: tuple[int, ...], dtype: str, format: str) -> None:
+    grad = as_format(np.random.default_rng(0).standard_normal(shape).astype(dtype), format)
+    expected = grad.sum(axis=(0, 2, 3), dtype=np.float64)
+    other = {"contiguous": "channels_last", "channels_last": "contiguous"}[format]
+    views = [grad[0], spread(grad, format), as_format(grad, other)[:, :, ::-1], np.repeat(grad, 2, axis=3)[..., ::2]]
+    bound = {"rtol": np.finfo(dtype).eps, "atol": 1e-11}  # summed in float64, rounded once
+    for end in (False, True):
+        result = fastconv.grad.conv2d_bias(guarded(grad, end))
+        assert result.dtype == dtype
+        np.testing.assert_allclose(result, expected, **bound)
+    np.testing.assert_allclose(fastconv.grad.conv2d_bias(views[0]), grad[0].sum((1, 2), dtype=np.float64), **bound)
+    for view in views[1:]:
+        np.testing.assert_allclose(fastconv.grad.conv2d_bias(view), expected, **bound)
+
+
+def test_bias_gradient_of_no_images_and_of_what_is_not_finite() -> None:
+    none = fastconv.grad.conv2d_bias(np.empty((0, 3, 4, 5), np.float32))
+    assert none.dtype == np.float32
+    np.testing.assert_array_equal(none, np.zeros(3))
+    grad = np.zeros((3, 4, 5))
+    grad[0, 1, 2], grad[1, 0, 0], grad[1, 3, 4] = np.nan, np.inf, -np.inf
+    np.testing.assert_array_equal(fastconv.grad.conv2d_bias(grad), [np.nan, np.nan, 0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("format", FORMATS)
+def test_bias_gradient_as_torch(dtype: str, format: str) -> None:
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    x, weight, grad = (torch.tensor(rng.standard_normal(s).astype(dtype)) for s in (X.shape, W.shape, G.shape))
+    bias = torch.zeros(len(weight), dtype=x.dtype, requires_grad=True)
+    torch.nn.functional.conv2d(x, weight, bias).backward(grad)
+    bound = 40 * np.finfo(dtype).eps
+    actual = fastconv.grad.conv2d_bias(as_format(grad.numpy(), format))
+    np.testing.assert_allclose(actual, bias.grad.numpy(), rtol=bound, atol=bound)
+
+
 X, W, G = np.ones((2, 4, 6, 6)), np.ones((8, 4, 3, 3)), np.ones((2, 8, 4, 4))
 
 
@@ -219,6 +261,9 @@ X, W, G = np.ones((2, 4, 6, 6)), np.ones((8, 4, 3, 3)), np.ones((2, 8, 4, 4))
         (lambda g: g.conv2d_weight(X, W.shape, G, algorithm="fft"), "algorithm must be None or one of direct, im2col"),
         (lambda g: g.conv2d_weight(X, W.shape, G, out=np.ones(3)), "out must have shape"),
         (lambda g: g.conv2d_input(X.shape, W, G, out=G[:, :4]), "out must have shape"),
+        (lambda g: g.conv2d_bias(G.astype(int)), "grad_output must be float32 or float64, got int64"),
+        (lambda g: g.conv2d_bias(G[0, 0]), r"grad_output must have 3 or 4 axes, got shape \(4, 4\)"),
+        (lambda g: g.conv2d_bias(G[:, :, :0]), r"grad_output must not have an empty axis other than N"),
         (lambda _: fastconv.conv_transpose2d(G, W, output_padding=1), "output_padding must be less"),
         (lambda _: fastconv.conv_transpose2d(G, W, padding=4), "leaves nothing of the result's height"),
         (lambda _: fastconv.conv_transpose2d(G, W, np.ones(3)), r"bias must be float64 of shape \(4,\)"),
@@ -238,7 +283,7 @@ rng = np.random.default_rng(0)
 x, w = rng.standard_normal((3, 20, 33, 31)).astype("f4"), rng.standard_normal((24, 20, 3, 3)).astype("f4")
 y = fastconv.conv2d(x, w, stride=2, padding=1)
 gradients = fastconv.grad.conv2d_input(x.shape, w, y, 2, 1), fastconv.grad.conv2d_weight(x, w.shape, y, 2, 1)
-np.savez(sys.argv[1], y, *gradients)
+np.savez(sys.argv[1], y, *gradients, fastconv.grad.conv2d_bias(y))
 """
     for threads in "12":
         environment = {**os.environ, "NUMBA_NUM_THREADS": threads, "FASTCONV_MODE": "heuristic"}

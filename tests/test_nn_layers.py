@@ -110,6 +110,17 @@ def test_gradients(case: tuple, format: Any) -> None:
     assert len(result.comparisons) == 1 + len(list(make(case, "float64").parameters()))
 
 
+@cases
+def test_gradients_in_eval_mode_inside_a_network_in_training(case: tuple) -> None:
+    x, layer = np.abs(batch(case[3], "float64", "channels_last")) + 0.2, make(case, "float64").eval()
+    before = layer.state_dict()
+    result = gradcheck(nn.Sequential(layer), x)
+    assert len(result.comparisons) == 1 + len(list(layer.parameters()))
+    nn.Sequential(layer)(x)
+    for key, value in layer.state_dict().items():
+        np.testing.assert_array_equal(value, before[key], err_msg=key)
+
+
 @each(TORCHS)
 @formats
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -171,6 +182,16 @@ def test_backward_needs_a_forward_in_training(case: tuple) -> None:
 
 
 @cases
+def test_a_forward_that_does_not_record_forgets_what_was_kept(case: tuple) -> None:
+    layer, x = make(case, "float32").eval(), np.abs(batch(case[3], "float32", "contiguous"))
+    grad = np.ones_like(nn.Sequential(layer)(x))
+    assert layer._kept is not None
+    layer(x)
+    with pytest.raises(RuntimeError, match=f"{case[0]}.backward needs what forward keeps in training mode"):
+        layer.backward(grad)
+
+
+@cases
 def test_no_input_gradient_if_nobody_needs_it(case: tuple) -> None:
     layer, x = make(case, "float32"), np.abs(batch(case[3], "float32", "contiguous"))
     grad = np.ones_like(layer(x))
@@ -196,7 +217,7 @@ def refuse(*_: Any, **__: Any) -> None:
 @each([c for c in CONVOLUTIONS if c[2].get("bias", True)] + [("Linear", (5, 3), {}, (4, 5))])
 def test_frozen_parameters_do_no_work(case: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = make(case, "float32"), batch(case[3], "float32", "contiguous")
-    for name in ("conv2d_weight", "channel_sums"):
+    for name in ("conv2d_weight", "conv2d_bias"):
         monkeypatch.setattr(f"fastconv.nn.{'linear' if case[0] == 'Linear' else 'conv'}.{name}", refuse)
     grad = np.ones_like(layer.freeze()(x))
     assert layer.backward(grad) is not None
@@ -256,6 +277,34 @@ def test_batch_norm_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastconv.nn.norm.channel_products", refuse)
     layer(x)
     assert layer.backward(grad, input_grad=False) is None
+
+
+@pytest.mark.parametrize("trainable", [(), ("weight",), ("bias",), ("weight", "bias")], ids=str)
+@formats
+def test_batch_norm_in_eval_mode_does_no_work_that_is_not_needed(
+    trainable: tuple, format: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, x = make(("BatchNorm2d", (2,), {}, ()), "float32").eval(), batch((3, 2, 4, 5), "float32", format)
+    for name in ("weight", "bias"):
+        getattr(layer, name).requires_grad = name in trainable
+    if "weight" not in trainable:
+        monkeypatch.setattr("fastconv.nn.norm.channel_products", refuse)
+    if not trainable:
+        monkeypatch.setattr("fastconv.nn.norm.channel_sums", refuse)
+    nn.Sequential(layer)(x)
+    assert any(value is x for value in layer._kept) == ("weight" in trainable)
+    grad = batch(x.shape, "float32", format, 1)
+    result = layer.backward(grad)
+    constants = [v.astype(np.float64)[:, None, None] for v in layer.state_dict().values() if v.ndim]
+    weight, _, mean, deviation = *constants[:3], np.sqrt(constants[3] + layer.eps)
+    expected = {"weight": (grad * (x - mean) / deviation).sum((0, 2, 3)), "bias": grad.sum((0, 2, 3))}
+    np.testing.assert_allclose(result, grad * weight / deviation, rtol=1e-5)
+    assert memory_format(result) == format
+    for name in ("weight", "bias"):
+        gradient = getattr(layer, name).grad
+        assert (gradient is not None) == (name in trainable)
+        if gradient is not None:
+            np.testing.assert_allclose(gradient, expected[name], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.7, None])
@@ -347,9 +396,33 @@ def test_errors(make_layer: Any, message: str) -> None:
         make_layer()
 
 
-@cases
-def test_gradients_of_another_shape_are_refused(case: tuple) -> None:
-    layer, x = make(case, "float32"), np.abs(batch(case[3], "float32", "contiguous"))
-    shape = layer(x).shape
-    with pytest.raises(ValueError, match=r"shape"):
-        layer.backward(np.ones((*shape[:-1], shape[-1] + 1), np.float32))
+@each(TORCHS + LOCAL + [("Dropout", (0.4,), {}, (2, 3, 4, 5))])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+def test_a_wrong_grad_output_is_refused_and_the_right_one_still_works(case: tuple, training: bool) -> None:
+    layer, x = make(case, "float32").train(training), np.abs(batch(case[3], "float32", "contiguous"))
+    net = nn.Sequential(layer)
+
+    def output() -> np.ndarray:
+        if case[0] == "Dropout":
+            layer.rng = np.random.default_rng(0)
+        return net(x)
+
+    grad = batch(output().shape, "float32", "contiguous", 1)
+    expected = layer.backward(grad)
+    gradients = [parameter.grad for parameter in layer.parameters()]
+    layer.zero_grad()
+    output()
+    wide = np.ones((*grad.shape[:-1], grad.shape[-1] + 1), np.float32)
+    for wrong, error, message in (
+        (wide, ValueError, "grad_output must have shape"),
+        (grad[None], ValueError, "grad_output must have shape"),
+        (grad[:1, :1] if grad.shape[:2] != (1, 1) else wide, ValueError, "grad_output must have shape"),
+        (grad.astype(np.float64), TypeError, "grad_output must have dtype float32, got float64"),
+        (grad.astype(int), TypeError, "grad_output must be float32 or float64, got int64"),
+    ):
+        with pytest.raises(error, match=message):
+            layer.backward(wrong)
+    assert all(parameter.grad is None for parameter in layer.parameters())
+    np.testing.assert_array_equal(layer.backward(grad), expected)
+    for parameter, gradient in zip(layer.parameters(), gradients, strict=True):
+        np.testing.assert_array_equal(parameter.grad, gradient)

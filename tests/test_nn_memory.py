@@ -40,7 +40,8 @@ def largest_pair(net: nn.Sequential, grad: np.ndarray) -> int:
     def watched(backward: Any) -> Any:
         def run(grad_output: np.ndarray, *, input_grad: bool = True) -> Any:
             result = backward(grad_output, input_grad=input_grad)
-            pairs.append(grad_output.nbytes + (result.nbytes if result is not None else 0))
+            alone = result is not None and not np.may_share_memory(result, grad_output)
+            pairs.append(grad_output.nbytes + (result.nbytes if alone else 0))
             return result
 
         return run
@@ -53,10 +54,13 @@ def largest_pair(net: nn.Sequential, grad: np.ndarray) -> int:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("frozen", [0, 1, 6, 16])
-def test_the_parts_are_those_of_a_real_step(dtype: str, frozen: int) -> None:
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+def test_the_parts_are_those_of_a_real_step(dtype: str, frozen: int, training: bool) -> None:
     net, shape = every_kind(dtype)
-    for layer in list(net)[:frozen]:
-        layer.freeze()
+    for number, layer in enumerate(net):
+        layer.train(training)
+        if number < frozen:
+            layer.freeze()
     predicted = nn.activation_bytes(net, shape)
     y = net(np.random.default_rng(0).standard_normal(shape).astype(dtype))
     at_address = {array.ctypes.data: array.nbytes for array in kept(net)}
@@ -73,6 +77,29 @@ def test_a_residual_holds_the_gradients_of_its_output_and_of_branches_that_are_d
     assert nn.activation_bytes(net, (2, 4, 5, 6)) == 3 * image + weights + 3 * image
     two = nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.Residual(*(nn.AvgPool2d(1) for _ in range(2))))
     assert nn.activation_bytes(two, (2, 4, 5, 6)) == image + weights // 2 + (1 + 1 + 2) * image
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_batch_norm_with_constant_statistics_keeps_its_input_for_its_weight_only(training: bool, frozen: bool) -> None:
+    norm = nn.BatchNorm2d(4).train(training).requires_grad_(not frozen)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.Residual(norm, nn.Sequential()))
+    image, statistics, weights = 4 * 2 * 4 * 5 * 6, 2 * 8 * 4, 4 * (3 * 4 + (0 if frozen else 2 * 4))
+    predicted = nn.activation_bytes(net, (2, 3, 5, 6))
+    net(np.ones((2, 3, 5, 6), np.float32))
+    at_address = {array.ctypes.data: array.nbytes for array in kept(net)}
+    assert sum(at_address.values()) == 3 * image // 4 + statistics + (image if training or not frozen else 0)
+    assert predicted == sum(at_address.values()) + weights + 3 * image  # gradients: the block's, and the norm's two
+
+
+def test_dropout_in_eval_mode_passes_gradients_on() -> None:
+    dropout = nn.Dropout(0.5)
+    net = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), dropout)
+    sizes = []
+    for training in (True, False):
+        dropout.train(training)
+        sizes.append(nn.activation_bytes(net, (2, 1, 4, 5)))
+    assert sizes == [4 * (40 + 1 + 2 * 40), 4 * (40 + 1 + 40)]
 
 
 def test_nothing_is_kept_in_eval_mode() -> None:

@@ -280,6 +280,40 @@ def test_backward_twice() -> None:
         net.backward(grad)
 
 
+def test_modules_computed_in_one_pass_forget_what_was_kept() -> None:
+    inner, x = nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.MaxPool2d(2)).eval(), images()
+    nn.Sequential(inner)(x)
+    assert all(module._kept is not None for module in inner)
+    inner(x)
+    assert all(module._kept is None for module in inner)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_module_that_appears_twice(training: bool) -> None:
+    relu = nn.ReLU().train(training)
+    net, x = nn.Sequential(relu, nn.Residual(relu, nn.Sequential(relu))), images()
+    output = net(x)
+    np.testing.assert_array_equal(output, 2 * np.maximum(x, 0))
+    assert relu.recording == training
+    with pytest.raises(RuntimeError, match=r"ReLU\.backward needs what forward keeps"):  # of its last use only
+        net.backward(np.ones_like(output))
+
+
+@pytest.mark.parametrize("block", [False, True])
+def test_containers_still_take_the_right_gradient_after_a_wrong_one(block: bool) -> None:
+    x = images()
+    net, twin = (nn.Sequential(nn.Residual(network(), network())) if block else network() for _ in range(2))
+    grad = np.random.default_rng(1).standard_normal(net(x).shape).astype(np.float32)
+    with pytest.raises(ValueError, match=r"grad_output must have shape \(2, 5\), got \(2, 4\)"):
+        net.backward(grad[:, :4])
+    with pytest.raises(TypeError, match="grad_output must have dtype float32, got float64"):
+        net.backward(grad.astype(np.float64))
+    twin(x)
+    np.testing.assert_array_equal(net.backward(grad), twin.backward(grad))
+    for p, q in zip(net.parameters(), twin.parameters(), strict=True):
+        np.testing.assert_array_equal(p.grad, q.grad)
+
+
 def test_containers_take_modules_only() -> None:
     with pytest.raises(TypeError, match=r"modules must be fastconv\.nn modules, got 5"):
         nn.Sequential(nn.ReLU(), 5)
@@ -302,6 +336,32 @@ def test_user_defined_module() -> None:
     net = nn.Sequential(nn.Linear(2, 3, dtype="float64"), Scale())
     assert list(net.state_dict()) == ["0.weight", "0.bias", "1.factor"]
     fastconv.gradcheck(net, np.random.default_rng(0).standard_normal((4, 2)))
+
+
+@pytest.mark.parametrize("missing", [{"forward"}, {"backward"}, {"forward", "backward"}], ids=sorted)
+def test_a_module_needs_forward_and_backward(missing: set[str]) -> None:
+    kind = type("Half", (nn.Module,), {name: getattr(nn.ReLU, name) for name in {"forward", "backward"} - missing})
+    with pytest.raises(TypeError, match=rf"abstract.* '?{sorted(missing)[0]}"):
+        kind()
+
+
+def test_user_defined_module_made_of_modules() -> None:
+    class Normalised(nn.Module):
+        def __init__(self) -> None:
+            self.conv = nn.Conv2d(3, 2, 3, dtype="float64")
+            self.norm = nn.BatchNorm2d(2, dtype="float64").eval()
+
+        def forward(self, x: np.ndarray) -> np.ndarray:
+            with self.recorded():
+                return self.norm(self.conv(x))
+
+        def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
+            return self.conv.backward(self.norm.backward(grad_output), input_grad=input_grad)
+
+    layer, x = Normalised(), images(dtype="float64")
+    fastconv.gradcheck(layer, x, atol=1e-7)
+    assert len(fastconv.gradcheck(nn.Sequential(layer), x, atol=1e-7).comparisons) == 5
+    assert not layer.norm.running_mean.value.any() and not layer.norm.recording
 
 
 def test_copies_are_independent() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.arrays import as_image, check_out, memory_format
+from fastconv.cpu.channels import channel_sums
 from fastconv.dispatch import kernel_for
 from fastconv.functional.calls import CallCache
 from fastconv.functional.transposed import gradient_problem, input_gradient
@@ -114,3 +115,34 @@ def conv2d_weight(
         check_out(out, shape, image.dtype, image, gradient)
     kernel.run(image, gradient, out)
     return out
+
+
+def conv2d_bias(grad_output: np.ndarray) -> np.ndarray:
+    """Gradient of `fastconv.conv2d` with respect to its bias: the sum over images and pixels.
+
+    That of `fastconv.conv_transpose2d` is the same.
+
+    Parameters
+    ----------
+    grad_output : array (N, K, Ho, Wo) or (K, Ho, Wo)
+        float32 or float64, any strides.
+
+    Returns
+    -------
+    array (K,)
+        Of the dtype of `grad_output`; summed in float64, in an order that does not depend on the number of threads.
+
+    Raises
+    ------
+    TypeError
+        If `grad_output` is not float32 or float64.
+    ValueError
+        If it has another number of axes, or an empty axis other than N.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> conv2d_bias(np.ones((2, 3, 4, 5)))
+    array([40., 40., 40.])
+    """
+    return channel_sums(as_image(grad_output, "grad_output")[0])

@@ -23,11 +23,11 @@ class ReLU(Module):
     def forward(self, x: np.ndarray) -> np.ndarray:
         """Any shape, float32 or float64."""
         output = elementwise.relu(x)
-        self.keep(output)
+        self.keep(output, output=output)
         return output
 
     def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
-        (output,) = self.take()
+        (output,) = self.take(grad_output)
         return elementwise.relu_backward(output, grad_output) if input_grad else None
 
 
@@ -52,11 +52,11 @@ class LeakyReLU(Module):
         """Any shape, float32 or float64."""
         output = elementwise.leaky_relu(x, self.negative_slope)
         # The gradient needs the sign of x, which the output has too, unless the slope turned it.
-        self.keep(output if self.negative_slope >= 0 else x)
+        self.keep(output if self.negative_slope >= 0 else x, output=output)
         return output
 
     def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
-        (signs,) = self.take()
+        (signs,) = self.take(grad_output)
         return elementwise.leaky_relu_backward(signs, grad_output, self.negative_slope) if input_grad else None
 
 
@@ -83,15 +83,19 @@ class Dropout(Module):
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """Any shape, float32 or float64; in eval mode `x` itself."""
+        x = as_floats(x, "x")
         if not self.training:
+            self.keep(None, output=x)
             return x
-        seed, last = int(generator(self.rng).integers(2**63)), elementwise.channels_last(x)
-        self.keep(seed, last)
-        return elementwise.dropout(x, self.p, seed, last)
+        pattern = (int(generator(self.rng).integers(2**63)), elementwise.channels_last(x))
+        self.keep(pattern, output=x)
+        return elementwise.dropout(x, self.p, *pattern)
 
     def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
-        seed, last = self.take()
-        return elementwise.dropout(grad_output, self.p, seed, last) if input_grad else None
+        (pattern,) = self.take(grad_output)
+        if not input_grad:
+            return None
+        return grad_output if pattern is None else elementwise.dropout(grad_output, self.p, *pattern)
 
 
 class Softmax(Module):
@@ -111,12 +115,11 @@ class Softmax(Module):
         x = as_floats(x, "x")
         powers = np.exp(x - x.max(axis=self.dim, keepdims=True))
         output = powers / powers.sum(axis=self.dim, keepdims=True)
-        self.keep(output)
+        self.keep(output, output=output)
         return output
 
     def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
-        (output,) = self.take()
+        (output,) = self.take(grad_output)
         if not input_grad:
             return None
-        elementwise.check_alike(output, grad_output, "grad_output")
         return output * (grad_output - (grad_output * output).sum(axis=self.dim, keepdims=True))

@@ -39,9 +39,9 @@ class _Container(Module):
 class Sequential(_Container):
     """Modules one after the other; none at all is the identity.
 
-    In training, a convolution computes a ReLU (or LeakyReLU(0.01)) that follows it in the same pass. In eval
-    mode, it also takes over batch normalisation before and pooling after that; parameters and state stay
-    those of the single modules.
+    A convolution computes a ReLU (or LeakyReLU(0.01)) that follows it in the same pass. Where nothing is recorded,
+    as in eval mode, it also takes over batch normalisation before and pooling after that; parameters and state
+    stay those of the single modules. In training, `backward` goes through modules in eval mode too.
     """
 
     def __init__(self, *modules: Module) -> None:
@@ -50,8 +50,9 @@ class Sequential(_Container):
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """The last module's output."""
-        for stage in self._stages:
-            x = stage(x)
+        with self.recorded():
+            for stage in self._stages:
+                x = stage(x)
         return x
 
     def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
@@ -74,7 +75,8 @@ class Residual(_Container):
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """The sum of the branches' outputs, which have the same shape."""
-        return reduce(add, [branch.forward(x) for branch in self.modules])
+        with self.recorded():
+            return reduce(add, [branch.forward(x) for branch in self.modules])
 
     def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
         """`Module.backward`: the sum of the branches' input gradients."""

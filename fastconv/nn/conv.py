@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastconv.arrays import as_floats, memory_format
-from fastconv.cpu.channels import channel_sums
 from fastconv.functional.conv import conv2d
 from fastconv.functional.transposed import conv_transpose2d, extended
-from fastconv.grad import conv2d_input, conv2d_weight
+from fastconv.grad import conv2d_bias, conv2d_input, conv2d_weight
 from fastconv.nn.init import kaiming_parameters
 from fastconv.nn.module import Module, Parameter
 from fastconv.plan import Plan, plan
-from fastconv.problem import Pool, padding_pairs, pair
+from fastconv.pooling import Pool
+from fastconv.sizes import padding_pairs, pair
 
 if TYPE_CHECKING:
     from fastconv.nn.norm import BatchNorm2d
@@ -23,16 +23,14 @@ if TYPE_CHECKING:
 _MOST_PLANS = 16  # of one layer
 
 
-class Convolution(Module, ABC):
+class Convolution(Module):
     """What layers with a weight and a bias for each output channel share: the order of things in `backward`."""
 
     weight: Parameter
     bias: Parameter | None
 
     def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
-        x, shape, out_shape = self.take()
-        if np.shape(grad_output) != out_shape:
-            raise ValueError(f"grad_output must have the output's shape {out_shape}, got {np.shape(grad_output)}")
+        x, shape = self.take(grad_output)
         if x is not None:
             self.weight.accumulate(self.weight_gradient(x, grad_output))
         if self.bias is not None and self.bias.requires_grad:
@@ -41,7 +39,7 @@ class Convolution(Module, ABC):
 
     def keep_input(self, x: np.ndarray, output: np.ndarray) -> np.ndarray:
         """Keep the input for the weights' gradient, or only its shape if they are frozen; returns `output`."""
-        self.keep(x if self.weight.requires_grad else None, x.shape, output.shape)
+        self.keep(x if self.weight.requires_grad else None, x.shape, output=output)
         return output
 
     @property
@@ -55,7 +53,7 @@ class Convolution(Module, ABC):
 
     def bias_gradient(self, grad_output: np.ndarray) -> np.ndarray:
         """Gradient of the bias."""
-        return channel_sums(as_floats(grad_output, "grad_output", (4,)))
+        return conv2d_bias(grad_output)
 
     @abstractmethod
     def input_gradient(self, shape: tuple[int, ...], grad_output: np.ndarray) -> np.ndarray:
@@ -65,8 +63,8 @@ class Convolution(Module, ABC):
 class Conv2d(Convolution):
     """2-D convolution.
 
-    In eval mode it keeps a `fastconv.Plan` for each shape and memory format, with the weights packed, until
-    they change.
+    Where it does not record (see `Module.recording`), as in eval mode, it has a `fastconv.Plan` for each shape and
+    memory format, with the weights packed, until they change.
 
     Parameters
     ----------
@@ -106,10 +104,13 @@ class Conv2d(Convolution):
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """(N, in_channels, H, W) to (N, out_channels, Ho, Wo)."""
-        return self.activated(x, None) if self.training else self._plans(x)
+        if self.recording:
+            return self.activated(x, None)
+        self.keep()  # forgets what an earlier forward kept
+        return self._plans(x)
 
     def activated(self, x: np.ndarray, activation: str | None) -> np.ndarray:
-        """In training: `forward` and an activation in one pass.
+        """Where it records: `forward` and an activation in one pass.
 
         `backward` still starts from the gradient of the convolution's own output, before the activation.
         """

@@ -18,8 +18,8 @@ from fastconv.nn.pool import AvgPool2d, LPPool2d, MaxPool2d
 class Fusion:
     """A convolution and the modules after it that it can take over.
 
-    In eval mode all are one plan. In training, an activation right after the convolution is computed with it;
-    each module still keeps what its `backward` needs.
+    If none of them records, all are one plan. Else, an activation right after the convolution is computed with
+    it if both record, and each module keeps what its `backward` needs.
 
     Parameters
     ----------
@@ -36,13 +36,15 @@ class Fusion:
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """The last module's output."""
-        if not any(module.training for module in self.modules):
+        if not any(module.recording for module in self.modules):
+            for module in self.modules:
+                module.keep()  # forgets what an earlier forward kept
             return self.plans(x)
         rest = self.modules
-        if self.pair is not None and all(module.training for module in self.pair):
+        if self.pair is not None and all(module.recording for module in self.pair):
             conv, activation = self.pair
             x = conv.activated(x, activation.fused)
-            activation.keep(x)
+            activation.keep(x, output=x)
             rest = self.modules[2:]
         for module in rest:
             x = module.forward(x)

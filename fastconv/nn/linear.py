@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from fastconv.arrays import as_floats
-from fastconv.cpu.channels import channel_sums
 from fastconv.functional.conv import conv2d
-from fastconv.grad import conv2d_input, conv2d_weight
+from fastconv.grad import conv2d_bias, conv2d_input, conv2d_weight
 from fastconv.nn.conv import Convolution
 from fastconv.nn.init import kaiming_parameters
 
@@ -58,8 +57,9 @@ class Linear(Convolution):
         return grad.reshape(self.weight.value.shape)
 
     def bias_gradient(self, grad_output: np.ndarray) -> np.ndarray:
-        grad = as_floats(grad_output, "grad_output", (2,))
-        return channel_sums(_as_image(grad)) if len(grad) else np.zeros(self.out_features, grad.dtype)
+        if not len(grad_output):
+            return np.zeros(self.out_features, grad_output.dtype)
+        return conv2d_bias(_as_image(grad_output))
 
     def input_gradient(self, shape: tuple[int, ...], grad_output: np.ndarray) -> np.ndarray:
         rows, features = shape

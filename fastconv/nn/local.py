@@ -11,7 +11,7 @@ from fastconv.functional.local import locally_connected2d
 from fastconv.grad import locally_connected2d_input, locally_connected2d_weight
 from fastconv.nn.conv import Convolution, check_sizes
 from fastconv.nn.init import kaiming_parameters
-from fastconv.problem import conv_output_size, padding_pairs, pair
+from fastconv.sizes import conv_output_size, padding_pairs, pair
 
 
 class LocallyConnected2d(Convolution):

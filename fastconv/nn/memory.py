@@ -20,7 +20,8 @@ from fastconv.nn.module import Module
 from fastconv.nn.norm import BatchNorm2d
 from fastconv.nn.pool import AdaptiveAvgPool2d, AvgPool2d, LPPool2d, MaxPool2d
 from fastconv.nn.shape import Flatten
-from fastconv.problem import ConvProblem, PoolProblem, pair
+from fastconv.problem import ConvProblem, PoolProblem
+from fastconv.sizes import pair
 
 _INDEX_BYTES = 8  # of max pooling, int64
 _STATISTICS_BYTES = 8  # of batch normalisation, float64
@@ -32,16 +33,17 @@ def activation_bytes(network: Module, input_shape: tuple[int, ...]) -> int:
     It is the sum of what the layers keep from `forward` for `backward` (an array that two layers keep is
     counted once, and the input, if the first layer keeps it, is counted too), the gradients of all parameters
     that are not frozen, and the largest pair of gradients that ``backward(..., input_grad=False)`` has at a
-    time: that of a layer's output and that of its input. While the layers of a `Residual` run, the gradients
-    of its output and of the branches that are done exist besides.
+    time: that of a layer's output and that of its input, which are one array if the layer only passes it on.
+    While the layers of a `Residual` run, the gradients of its output and of the branches that are done exist
+    besides.
 
     Not all of that exists at the same moment, and temporary arrays and the workspaces of kernels are not in it.
 
     Parameters
     ----------
     network : Module
-        Made of the layers and containers of `fastconv.nn`. In eval mode, nothing is kept. Its dtype is that of its
-        first parameter, float32 if there is none.
+        Made of the layers and containers of `fastconv.nn`. What does not record (see `Module.recording`) keeps
+        nothing. Its dtype is that of its first parameter, float32 if there is none.
     input_shape : tuple of int
         Such as (N, C, H, W). Arrays are taken to be contiguous, so that `Flatten` copies nothing.
 
@@ -65,7 +67,7 @@ def activation_bytes(network: Module, input_shape: tuple[int, ...]) -> int:
     """
     dtype = next((p.value.dtype for p in network.parameters()), np.dtype(np.float32))
     step = _Step()
-    _, gradients = step.through(network, _Array(tuple(input_shape), dtype.itemsize))
+    _, gradients = step.through(network, _Array(tuple(input_shape), dtype.itemsize), inside=False)
     parameters = sum(p.value.nbytes for p in network.parameters() if p.requires_grad)
     return sum(step.kept.values()) + parameters + gradients
 
@@ -94,24 +96,28 @@ class _Step:
         self.kept: dict[object, int] = {}
         self.reached = False
 
-    def through(self, module: Module, x: _Array) -> tuple[_Array, int]:
-        """The module's output, and the most bytes of gradients of activations while its backward runs."""
+    def through(self, module: Module, x: _Array, inside: bool) -> tuple[_Array, int]:
+        """The module's output, and the most bytes of gradients of activations while its backward runs.
+
+        `inside` says whether a container around the module records.
+        """
+        recording = module.training or inside
         if type(module) is Sequential:
             most = 0
             for child in module:
-                x, gradients = self.through(child, x)
+                x, gradients = self.through(child, x, recording)
                 most = max(most, gradients)
             return x, most
         if type(module) is Residual:
-            branches = [self.through(branch, x) for branch in module]
+            branches = [self.through(branch, x, recording) for branch in module]
             output = x.like(branches[0][0].shape)
             return output, output.nbytes + max(held + n * x.nbytes for n, (_, held) in enumerate(branches))
         if type(module) not in _LAYERS:
             raise TypeError(f"network must be made of fastconv.nn's own layers, got a {type(module).__name__}")
         output, *kept = _LAYERS[type(module)](module, x)
-        if module.training:
+        if recording:
             self.kept |= {array.memory: array.nbytes for array in kept}
-        of_input = x.nbytes if self.reached else 0
+        of_input = x.nbytes if self.reached and output.memory is not x.memory else 0
         self.reached = self.reached or module.trainable
         return output, of_input + output.nbytes if self.reached else 0
 
@@ -154,7 +160,9 @@ def _linear(layer: Linear, x: _Array) -> tuple[_Array, ...]:
 def _batch_norm(layer: BatchNorm2d, x: _Array) -> tuple[_Array, ...]:
     _check(layer, x, 4, layer.num_features)
     mean, deviation = (_Array((layer.num_features,), _STATISTICS_BYTES) for _ in range(2))
-    return x.like(x.shape), x, mean, deviation
+    constant = layer.running_mean is not None and not layer.training
+    needs_x = not constant or (layer.weight is not None and layer.weight.requires_grad)
+    return x.like(x.shape), *([x] if needs_x else []), mean, deviation
 
 
 def _pool(layer: MaxPool2d | AvgPool2d | LPPool2d, x: _Array) -> tuple[_Array, ...]:

@@ -7,13 +7,14 @@ chain rule.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from fastconv.arrays import aligned
+from fastconv.arrays import aligned, as_floats
 from fastconv.cpu.elementwise import add, check_alike
 
 
@@ -88,7 +89,8 @@ class Parameter(Buffer):
     grad : array or None
         Sum of the gradients since it was last None; of the shape and dtype of the value.
     requires_grad : bool
-        False for a frozen parameter, for which no gradient is computed.
+        False for a frozen parameter, for which no gradient is computed. It counts at `forward`, which does not
+        keep what only frozen parameters would need; leave it alone between `forward` and `backward`.
     """
 
     def __init__(self, value: Any, requires_grad: bool = True) -> None:
@@ -108,64 +110,102 @@ class Parameter(Buffer):
         self.grad = grad if self.grad is None else add(self.grad, grad)
 
 
-class Module:
+class _Like(NamedTuple):
+    """Shape and dtype of an output, which its gradient must have too."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+class Module(ABC):
     """Base class of layers and containers.
 
     A layer defines ``forward(x)`` and ``backward(grad_output, *, input_grad=True)``. Parameters, buffers and
-    layers that are its attributes are found by name.
+    layers that are its attributes are found by name. One that is made of modules runs them within `recorded`,
+    so that those in eval mode keep what they must, too.
 
     Attributes
     ----------
     training : bool
-        Whether `forward` keeps what `backward` needs; set by `train` and `eval`.
+        Whether `forward` computes as in training (batch statistics, dropout); set by `train` and `eval`.
     """
 
     training = True
+    _inside = False  # whether `forward` runs within a module that records
     _kept: tuple | None = None
+    _output_like: Any = None  # a _Like, or None if `keep` was not told
 
+    @abstractmethod
     def forward(self, x: np.ndarray) -> np.ndarray:
         """The output for a batch `x`."""
-        raise NotImplementedError(f"{type(self).__name__} has no forward")
 
+    @abstractmethod
     def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
         """Add to the gradients of the trainable parameters, and return that of the input of `forward`.
 
         Parameters
         ----------
         grad_output : array
-            Gradient of a scalar with respect to the output of the last `forward`.
+            Gradient of a scalar with respect to the output of the last `forward`; of its shape and dtype.
         input_grad : bool, default True
             False if nobody needs the gradient of the input: it is not computed, and the result is None.
 
         Raises
         ------
         RuntimeError
-            If there was no `forward` in training mode since the last `backward`.
+            If there was no `forward` that records since the last `backward`.
+        TypeError, ValueError
+            If `grad_output` has another dtype or shape; a second try with the right one works.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no backward")
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """`forward`."""
         return self.forward(x)
 
-    def keep(self, *values: Any) -> None:
-        """Keep what `backward` needs; in eval mode, nothing."""
-        self._kept = values if self.training else None
+    @property
+    def recording(self) -> bool:
+        """Whether `forward` keeps what `backward` needs: in training mode, and inside a module that records."""
+        return self.training or self._inside
 
-    def take(self) -> tuple:
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Within a ``with`` block, all modules below record if this one does."""
+        told = [module for module in self._below() if not module._inside] if self.recording else []
+        for module in told:
+            module._inside = True
+        try:
+            yield
+        finally:
+            for module in told:
+                module._inside = False
+
+    def keep(self, *values: Any, output: np.ndarray | None = None) -> None:
+        """Keep `values` for `backward`, and shape and dtype of `output` to check `grad_output` by.
+
+        Unless `recording`, nothing is kept. Either way, what was kept before is forgotten.
+        """
+        self._kept = values if self.recording else None
+        self._output_like = None if output is None else _Like(output.shape, output.dtype)
+
+    def take(self, grad_output: np.ndarray | None = None) -> tuple:
         """What `keep` kept, which is then forgotten.
 
         Raises
         ------
         RuntimeError
             If there is nothing.
+        TypeError, ValueError
+            If `grad_output` differs from `keep`'s `output` in dtype or shape; then nothing is forgotten.
         """
-        kept, self._kept = self._kept, None
+        kept = self._kept
         if kept is None:
             raise RuntimeError(
                 f"{type(self).__name__}.backward needs what forward keeps in training mode, and takes it: call "
-                "train() if need be, then forward before each backward"
+                "train() on the layer or the network around it if need be, then forward before each backward"
             )
+        if grad_output is not None and self._output_like is not None:
+            check_alike(self._output_like, as_floats(grad_output, "grad_output"), "grad_output")
+        self._kept = None
         return kept
 
     def release(self) -> None:
@@ -177,6 +217,12 @@ class Module:
     def named_children(self) -> Iterator[tuple[str, Module]]:
         """The modules directly below, with their names."""
         yield from ((name, value) for name, value in vars(self).items() if isinstance(value, Module))
+
+    def _below(self) -> Iterator[Module]:
+        """All modules below."""
+        for _, child in self.named_children():
+            yield child
+            yield from child._below()
 
     def named_state(self, prefix: str = "") -> Iterator[tuple[str, Buffer]]:
         """Parameters and buffers of this module and all below, by torch's names."""
@@ -198,7 +244,10 @@ class Module:
         return any(parameter.requires_grad for parameter in self.parameters())
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """Unfreeze all parameters, or freeze them (False), which also drops their gradients; returns the module."""
+        """Unfreeze all parameters, or freeze them (False), which also drops their gradients; returns the module.
+
+        As `Parameter.requires_grad`, this counts from the next `forward` on.
+        """
         for parameter in self.parameters():
             parameter.requires_grad = requires_grad
             parameter.grad = parameter.grad if requires_grad else None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from fastconv.arrays import as_floats
-from fastconv.cpu.channels import channel_moments, channel_products, normalize, normalize_backward
+from fastconv.cpu.channels import channel_moments, channel_products, channel_sums, normalize, normalize_backward
 from fastconv.nn.module import Buffer, Module, Parameter
 
 
@@ -13,7 +15,8 @@ class BatchNorm2d(Module):
     """Batch normalisation of images (Ioffe and Szegedy, 2015, arXiv 1502.03167).
 
     ``(x - mean) / sqrt(var + eps) * weight + bias`` for each channel, with mean and (biased) variance of the
-    batch in training, and their running averages in eval mode. Sums are in float64.
+    batch in training, and their running averages, which are constants to `backward`, in eval mode. Sums are in
+    float64.
 
     Parameters
     ----------
@@ -49,39 +52,48 @@ class BatchNorm2d(Module):
     def forward(self, x: np.ndarray) -> np.ndarray:
         """(N, num_features, H, W), at least two pixels for each channel where the batch's own statistics count."""
         x = self._checked(x)
-        if self.running_mean is not None and self.running_var is not None and not self.training:
-            mean, var = (buffer.value.astype(np.float64) for buffer in (self.running_mean, self.running_var))
-        else:
-            mean, var = self._batch_statistics(x)
+        constant = self.running_mean is not None and not self.training
+        mean, var = self._running_statistics() if constant else self._batch_statistics(x)
         deviation = np.sqrt(var + self.eps)
-        self.keep(x, mean, deviation)
         shift = np.zeros(self.num_features) if self.bias is None else self.bias.value
-        return normalize(x, mean, self._weight / deviation, shift)
+        output = normalize(x, mean, self._weight / deviation, shift)
+        needs_x = not constant or (self.weight is not None and self.weight.requires_grad)
+        self.keep(x if needs_x else None, mean, deviation, constant, output=output)
+        return output
 
     def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
         """`Module.backward`. With d = x - mean and s = sqrt(var + eps), over the M pixels of a channel,
 
-        ``grad_x = weight / s * (g - sum(g) / M - d / s**2 * sum(g * d) / M)``.
+        ``grad_x = weight / s * (g - sum(g) / M - d / s**2 * sum(g * d) / M)``;
+
+        with running averages, in eval mode, it is ``weight / s * g``.
         """
-        x, mean, deviation = self.take()
-        if not (input_grad or self.trainable):
-            return None
-        total, product = channel_products(x, as_floats(grad_output, "grad_output", (4,)), mean)
-        if self.weight is not None and self.weight.requires_grad:
-            self.weight.accumulate((product / deviation).astype(x.dtype))
+        x, mean, deviation, constant = self.take(grad_output)
+        grad_output = as_floats(grad_output, "grad_output")
+        total: Any = None
+        product: Any = None
+        if x is not None and (input_grad or self.trainable):
+            total, product = channel_products(x, grad_output, mean)
+        elif self.trainable:
+            total = channel_sums(grad_output)
+        if self.weight is not None and self.weight.requires_grad and product is not None:
+            self.weight.accumulate((product / deviation).astype(self.dtype))
         if self.bias is not None and self.bias.requires_grad:
-            self.bias.accumulate(total.astype(x.dtype))
+            self.bias.accumulate(total.astype(self.dtype))
         if not input_grad:
             return None
-        scale, pixels = self._weight / deviation, x.size // x.shape[1]
+        scale = self._weight / deviation
+        if constant:
+            return normalize(grad_output, np.zeros_like(mean), scale, np.zeros_like(mean))
+        pixels = x.size // x.shape[1]
         along, shift = -scale * product / (deviation**2 * pixels), -scale * total / pixels
         return normalize_backward(x, grad_output, mean, along, scale, shift)
 
     def folded(self, weight: np.ndarray, bias: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Weights (K, C/groups, R, S) and bias (K,) of a convolution that does this normalisation too, as in eval."""
-        assert self.running_mean is not None and self.running_var is not None
-        scale = self._weight / np.sqrt(self.running_var.value.astype(np.float64) + self.eps)
-        shift = ((0 if bias is None else bias) - self.running_mean.value) * scale
+        mean, var = self._running_statistics()
+        scale = self._weight / np.sqrt(var + self.eps)
+        shift = ((0 if bias is None else bias) - mean) * scale
         shift = shift + (0 if self.bias is None else self.bias.value)
         return (weight * scale[:, None, None, None]).astype(weight.dtype), shift.astype(weight.dtype)
 
@@ -97,6 +109,11 @@ class BatchNorm2d(Module):
         if x.shape[1] != self.num_features:
             raise ValueError(f"x must have {self.num_features} channels, got shape {x.shape}")
         return x
+
+    def _running_statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Running averages of mean and variance, in float64."""
+        assert self.running_mean is not None and self.running_var is not None
+        return self.running_mean.value.astype(np.float64), self.running_var.value.astype(np.float64)
 
     def _batch_statistics(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and variance of the batch; in training, the running averages move towards them."""

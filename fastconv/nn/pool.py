@@ -10,7 +10,8 @@ from fastconv import grad as gradients
 from fastconv.arrays import as_floats, empty, memory_format
 from fastconv.functional.pool import avg_pool2d, global_avg_pool2d, lp_pool2d, max_pool2d
 from fastconv.nn.module import Module
-from fastconv.problem import Pool, pair
+from fastconv.pooling import Pool
+from fastconv.sizes import pair
 
 
 class MaxPool2d(Module):
@@ -36,14 +37,15 @@ class MaxPool2d(Module):
         """(N, C, H, W) to (N, C, Ho, Wo)."""
         x, w = as_floats(x, "x", (4,)), self.window
         window = (w.kernel_size, w.stride, w.padding, w.dilation)
-        if not self.training:
+        if not self.recording:
+            self.keep()  # forgets what an earlier forward kept
             return max_pool2d(x, *window, ceil_mode=w.ceil_mode)
         output, indices = max_pool2d(x, *window, ceil_mode=w.ceil_mode, return_indices=True)
-        self.keep(indices, x.shape)
+        self.keep(indices, x.shape, output=output)
         return output
 
     def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
-        indices, shape = self.take()
+        indices, shape = self.take(grad_output)
         return gradients.max_pool2d(grad_output, indices, shape) if input_grad else None
 
 
@@ -72,11 +74,12 @@ class AvgPool2d(Module):
     def forward(self, x: np.ndarray) -> np.ndarray:
         """(N, C, H, W) to (N, C, Ho, Wo)."""
         x = as_floats(x, "x", (4,))
-        self.keep(x.shape)
-        return avg_pool2d(x, *self._positional, **self._named)
+        output = avg_pool2d(x, *self._positional, **self._named)
+        self.keep(x.shape, output=output)
+        return output
 
     def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
-        (shape,) = self.take()
+        (shape,) = self.take(grad_output)
         return gradients.avg_pool2d(grad_output, shape, *self._positional, **self._named) if input_grad else None
 
 
@@ -102,11 +105,11 @@ class LPPool2d(Module):
         """(N, C, H, W) to (N, C, Ho, Wo)."""
         x = as_floats(x, "x", (4,))
         output = lp_pool2d(x, *self._positional, ceil_mode=self.window.ceil_mode)
-        self.keep(x, output)
+        self.keep(x, output, output=output)
         return output
 
     def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
-        x, output = self.take()
+        x, output = self.take(grad_output)
         if not input_grad:
             return None
         return gradients.lp_pool2d(grad_output, x, output, *self._positional, ceil_mode=self.window.ceil_mode)
@@ -133,16 +136,14 @@ class AdaptiveAvgPool2d(Module):
     def forward(self, x: np.ndarray) -> np.ndarray:
         """(N, C, H, W) to (N, C, 1, 1)."""
         x = as_floats(x, "x", (4,))
-        self.keep(x.shape, memory_format(x))
-        return global_avg_pool2d(x)
+        output = global_avg_pool2d(x)
+        self.keep(x.shape, memory_format(x), output=output)
+        return output
 
     def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
-        shape, format = self.take()
+        shape, format = self.take(grad_output)
         if not input_grad:
             return None
-        grad = as_floats(grad_output, "grad_output", (4,))
-        if grad.shape != (*shape[:2], 1, 1):
-            raise ValueError(f"grad_output must have shape {(*shape[:2], 1, 1)}, got {grad.shape}")
-        result = empty(shape, grad.dtype, format)
-        result[...] = grad / (shape[2] * shape[3])
+        result = empty(shape, grad_output.dtype, format)
+        result[...] = grad_output / (shape[2] * shape[3])
         return result

@@ -28,11 +28,12 @@ class Flatten(Module):
         first, last = (d % x.ndim for d in (self.start_dim, self.end_dim))
         if first > last:
             raise ValueError(f"start_dim {self.start_dim} comes after end_dim {self.end_dim} in shape {x.shape}")
-        self.keep(x.shape, memory_format(x) if x.ndim == 4 else None)
-        return x.reshape(*x.shape[:first], math.prod(x.shape[first : last + 1]), *x.shape[last + 1 :])
+        output = x.reshape(*x.shape[:first], math.prod(x.shape[first : last + 1]), *x.shape[last + 1 :])
+        self.keep(x.shape, memory_format(x) if x.ndim == 4 else None, output=output)
+        return output
 
     def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
-        shape, format = self.take()
+        shape, format = self.take(grad_output)
         if not input_grad:
             return None
         grad = grad_output.reshape(shape)
