@@ -7,7 +7,8 @@ import zlib
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from fastconv.problem import ConvProblem, Pool, PoolProblem, Problem
+from fastconv.pooling import Pool
+from fastconv.problem import ConvProblem, PoolProblem, Problem
 
 
 def inputs(problem: Problem) -> list[np.ndarray]:

@@ -12,7 +12,9 @@ from fastconv.functional.pool import avg_pool2d, global_avg_pool2d, global_max_p
 from fastconv.functional.transposed import conv_transpose2d
 from fastconv.gradcheck import GradcheckError, gradcheck
 from fastconv.plan import Plan, plan
-from fastconv.problem import ConvProblem, Pool, PoolProblem, conv_output_size
+from fastconv.pooling import Pool
+from fastconv.problem import ConvProblem, PoolProblem
+from fastconv.sizes import conv_output_size
 from fastconv.tuning import tune
 
 __all__ = [

@@ -112,6 +112,21 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: Any, *inputs: np.ndarray)
         raise ValueError("out must not overlap x or another input; give a separate array")
 
 
+def target(
+    out: Any, shape: tuple[int, ...], batched: bool, dtype: Any, format: MemoryFormat, *inputs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where a kernel writes, an array of `shape` (N, C, H, W), and what its caller returns.
+
+    The latter is `out`, or a new array; both are without N if the caller's input was (`batched` False). Raises
+    as `check_out`.
+    """
+    if out is None:
+        result = empty(shape, dtype, format)
+        return result, result if batched else result[0]
+    check_out(out, shape if batched else shape[1:], dtype, *inputs)
+    return out if batched else out[None], out
+
+
 @lru_cache
 def _overlaps_itself(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
     """Whether strides are too short for their axes (sufficient for arrays made by slicing)."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from fastconv.problem import ACTIVATIONS, DIRECTIONS, DTYPES, FORMATS, ConvProblem, Pool, PoolProblem, Problem
+from fastconv.pooling import Pool
+from fastconv.problem import ACTIVATIONS, DIRECTIONS, DTYPES, FORMATS, ConvProblem, PoolProblem, Problem
 
 _NUMBERS = r"\d+(?:\.\d+)*"
 _HEAD = re.compile(

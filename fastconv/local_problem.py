@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from fastconv.problem import ConvProblem, MemoryFormat, Pair
+from fastconv.problem import ConvProblem, MemoryFormat
+from fastconv.sizes import Pair
 
 
 @dataclass(frozen=True)

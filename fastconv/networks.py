@@ -16,7 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from fastconv.problem import DTYPES, FORMATS, ConvProblem, Pool
+from fastconv.pooling import Pool
+from fastconv.problem import DTYPES, FORMATS, ConvProblem
 
 # H=W, C, K, R=S, stride; padding is (R - 1)/2.
 _RESNET50 = (

@@ -10,7 +10,8 @@ import numpy as np
 from fastconv import algorithms
 from fastconv.arrays import allocator, as_floats, as_image, check_out
 from fastconv.dispatch import Choice, kernel_for
-from fastconv.problem import ConvProblem, MemoryFormat, Pool
+from fastconv.pooling import Pool
+from fastconv.problem import ConvProblem, MemoryFormat
 
 _MOST_LAYOUTS = 64  # of inputs, remembered for each plan
 

@@ -35,8 +35,10 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from fastconv.pooling import Pool
+from fastconv.sizes import Pair, conv_output_size, padding_pairs, pair, pair_word
+
 MemoryFormat: TypeAlias = Literal["contiguous", "channels_last"]
-Pair: TypeAlias = tuple[int, int]
 
 ACTIVATIONS = ("relu", "relu6", "leaky_relu")
 LEAKY_SLOPE = 0.01
@@ -46,177 +48,6 @@ FORMATS: dict[str, MemoryFormat] = {"nchw": "contiguous", "nhwc": "channels_last
 _DTYPE_WORD = {name: word for word, name in DTYPES.items()}
 _FORMAT_WORD = {name: word for word, name in FORMATS.items()}
 _DIRECTION_WORD = {name: word for word, name in DIRECTIONS.items()}
-
-
-def conv_output_size(W: int, F: int, padding: int | Pair = 0, stride: int = 1, dilation: int = 1) -> int:
-    """Output size of a convolution along one axis: floor((W + 2P - D(F-1) - 1)/S + 1).
-
-    Parameters
-    ----------
-    W, F : int
-        Input size and kernel size, in pixels.
-    padding : int or (int, int), default 0
-        Pixels of zeros on each side, or at the beginning and at the end.
-    stride, dilation : int, default 1
-        Step of the window, and distance between neighbouring kernel elements.
-
-    Returns
-    -------
-    int
-        The number of window positions.
-
-    Raises
-    ------
-    ValueError
-        If the dilated kernel is larger than the padded input, or an argument is out of range.
-
-    Examples
-    --------
-    >>> conv_output_size(227, 11, stride=4)
-    55
-    """
-    begin, end = (padding, padding) if isinstance(padding, int) else padding
-    for name, value, least in [("stride", stride, 1), ("dilation", dilation, 1), ("F", F, 1)]:
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-    if begin < 0 or end < 0:
-        raise ValueError(f"padding must not be negative, got {padding}")
-    span = W + begin + end - dilation * (F - 1) - 1
-    if span < 0:
-        raise ValueError(
-            f"kernel_size {F} with dilation {dilation} spans {dilation * (F - 1) + 1} pixels, more than the "
-            f"padded input of {W} + {begin} + {end}; use a smaller kernel or more padding"
-        )
-    return span // stride + 1
-
-
-def pair(value: Any, name: str, *, least: int) -> Pair:
-    """An int, or two of them, as a (height, width) pair; `name` is for the error message."""
-    values = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    if len(values) != 2 or not all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) for v in values):
-        raise ValueError(f"{name} must be an int or a pair of ints, got {value!r}")
-    if min(values) < least:
-        raise ValueError(f"{name} must be at least {least}, got {value!r}")
-    return int(values[0]), int(values[1])
-
-
-def padding_pairs(padding: Any, kernel_size: Pair, stride: Pair, dilation: Pair) -> tuple[Pair, Pair]:
-    """Any accepted form of `padding` as ((top, bottom), (left, right)).
-
-    Raises
-    ------
-    ValueError
-        For an unknown form, a negative amount, or "same" with a stride above 1.
-    """
-    if isinstance(padding, str):
-        return _named_padding(padding, kernel_size, stride, dilation)
-    if isinstance(padding, (tuple, list)) and len(padding) == 2 and isinstance(padding[0], (tuple, list)):
-        return pair(padding[0], "padding", least=0), pair(padding[1], "padding", least=0)
-    height, width = pair(padding, "padding", least=0)
-    return (height, height), (width, width)
-
-
-def _named_padding(name: str, kernel_size: Pair, stride: Pair, dilation: Pair) -> tuple[Pair, Pair]:
-    if name == "valid":
-        return (0, 0), (0, 0)
-    if name != "same":
-        raise ValueError(f"padding must be ints, 'same' or 'valid', got {name!r}")
-    if stride != (1, 1):
-        raise ValueError(f"padding='same' needs stride 1, got stride {stride}; give the padding as numbers")
-    total = [d * (f - 1) for d, f in zip(dilation, kernel_size, strict=True)]
-    first, second = ((t // 2, t - t // 2) for t in total)
-    return first, second
-
-
-@dataclass(frozen=True)
-class Pool:
-    """A pooling window; after normalisation every field is a pair or a plain value.
-
-    Parameters
-    ----------
-    mode : {"max", "avg", "lp"}
-        Maximum, average, or the Lp norm of the window.
-    kernel_size : int or (int, int)
-        Window height and width, in pixels.
-    stride : int or (int, int), optional
-        Step of the window; the kernel size if not given.
-    padding : int or (int, int), default 0
-        On both sides, at most half the (dilated) kernel. Max pooling pads with -inf, the others with 0.
-    dilation : int or (int, int), default 1
-        Max pooling only.
-    ceil_mode : bool, default False
-        Round the output size up; a last window that would start in the trailing padding is dropped.
-    count_include_pad : bool, default True
-        Whether average pooling divides by padded elements too.
-    norm_type : float, default 2
-        The p of Lp pooling, positive and finite.
-
-    Raises
-    ------
-    ValueError
-        Names the argument that is out of range.
-    """
-
-    mode: str
-    kernel_size: Any
-    stride: Any = None
-    padding: Any = 0
-    dilation: Any = 1
-    ceil_mode: bool = False
-    count_include_pad: bool = True
-    norm_type: float = 2.0
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("max", "avg", "lp"):
-            raise ValueError(f"mode must be 'max', 'avg' or 'lp', got {self.mode!r}")
-        kernel = pair(self.kernel_size, "kernel_size", least=1)
-        stride = kernel if self.stride is None else pair(self.stride, "stride", least=1)
-        padding, dilation = pair(self.padding, "padding", least=0), pair(self.dilation, "dilation", least=1)
-        for p, f, d in zip(padding, kernel, dilation, strict=True):
-            if p > (d * (f - 1) + 1) // 2:
-                raise ValueError(f"padding must be at most half the kernel {kernel}, got {self.padding!r}")
-        if self.mode != "max" and dilation != (1, 1):
-            raise ValueError(f"dilation is for max pooling only, got {self.dilation!r} with mode {self.mode!r}")
-        if self.mode == "lp" and padding != (0, 0):
-            raise ValueError(f"padding is not defined for lp pooling, got {self.padding!r}")
-        if not (0 < self.norm_type < math.inf):
-            raise ValueError(f"norm_type must be positive and finite, got {self.norm_type!r}")
-        values: dict[str, Any] = {"kernel_size": kernel, "stride": stride, "padding": padding, "dilation": dilation}
-        values |= {"norm_type": float(self.norm_type) if self.mode == "lp" else 2.0}
-        values |= {"count_include_pad": bool(self.count_include_pad) or self.mode != "avg"}
-        values |= {"ceil_mode": bool(self.ceil_mode)}
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
-
-    def output_size(self, size: Pair) -> Pair:
-        """Height and width after pooling a map of the given size.
-
-        Raises
-        ------
-        ValueError
-            If the window is larger than the padded map.
-        """
-        return self._along(0, size[0]), self._along(1, size[1])
-
-    def _along(self, axis: int, size: int) -> int:
-        f, s, p, d = self.kernel_size[axis], self.stride[axis], self.padding[axis], self.dilation[axis]
-        if not self.ceil_mode:
-            return conv_output_size(size, f, p, s, d)
-        out = -(-(size + 2 * p - d * (f - 1) - 1) // s) + 1
-        if (out - 1) * s >= size + p:
-            out -= 1
-        if out < 1:
-            raise ValueError(f"kernel_size {f} is larger than the padded input of {size} + {p} + {p}")
-        return out
-
-    @property
-    def descriptor(self) -> str:
-        """Such as ``max3u2p1``; then ``d`` dilation, ``n`` norm, ``ceil``, ``nopad`` (pads not counted)."""
-        text = f"{self.mode}{_short(self.kernel_size)}u{_short(self.stride)}"
-        text += f"p{_short(self.padding)}" if self.padding != (0, 0) else ""
-        text += f"d{_short(self.dilation)}" if self.dilation != (1, 1) else ""
-        text += f"n{self.norm_type!r}".removesuffix(".0") if self.mode == "lp" else ""
-        return text + ("ceil" if self.ceil_mode else "") + ("" if self.count_include_pad else "nopad")
 
 
 @dataclass(frozen=True)
@@ -338,8 +169,8 @@ class ConvProblem:
         (h, w), (r, s) = self.in_size, self.kernel_size
         text = f"n{self.batch}c{self.in_channels}h{h}w{w}k{self.out_channels}r{r}s{s}"
         text += _padding_word(self.padding)
-        text += f"u{_short(self.stride)}" if self.stride != (1, 1) else ""
-        text += f"d{_short(self.dilation)}" if self.dilation != (1, 1) else ""
+        text += f"u{pair_word(self.stride)}" if self.stride != (1, 1) else ""
+        text += f"d{pair_word(self.dilation)}" if self.dilation != (1, 1) else ""
         text += f"g{self.groups}" if self.groups != 1 else ""
         words = [text, _DTYPE_WORD[self.dtype], _FORMAT_WORD[self.memory_format]]
         words += ["bias"] if self.bias else []
@@ -423,14 +254,10 @@ class PoolProblem:
 Problem: TypeAlias = ConvProblem | PoolProblem
 
 
-def _short(values: Pair) -> str:
-    return str(values[0]) if values[0] == values[1] else f"{values[0]}.{values[1]}"
-
-
 def _padding_word(padding: tuple[Pair, Pair]) -> str:
     (top, bottom), (left, right) = padding
     if top == bottom and left == right:
-        return f"p{_short((top, left))}" if top or left else ""
+        return f"p{pair_word((top, left))}" if top or left else ""
     return f"p{top}.{bottom}.{left}.{right}"
 
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from fastconv.cpu.kernel import Params
 from fastconv.cpu.pack import Packed
 from fastconv.jit import jit
-from fastconv.problem import LEAKY_SLOPE, ConvProblem, Pool, PoolProblem, Problem
+from fastconv.pooling import Pool
+from fastconv.problem import LEAKY_SLOPE, ConvProblem, PoolProblem, Problem
 
 _NS_PER_CALL, _NS_PER_FLOP = 20_000.0, 5.0
-_COPIES = "all arrays, to contiguous float64"
 
 
 def unsupported(problem: Problem) -> str | None:
@@ -40,13 +41,23 @@ def make(problem: Problem, params: Params, threads: int) -> ReferenceConv | Refe
     return ReferenceConv(problem) if isinstance(problem, ConvProblem) else ReferencePool(problem)
 
 
-class ReferenceConv:
-    """Plain loops with the interface of `fastconv.cpu.kernel.ConvKernel`."""
+class Reference:
+    """What the oracle's kernels share.
 
-    layout_copies = _COPIES
+    Attributes
+    ----------
+    layout_copies : str
+        See `fastconv.cpu.kernel.Kernel`.
+    """
 
-    def __init__(self, problem: ConvProblem) -> None:
+    layout_copies = "all arrays, to contiguous float64"
+
+    def __init__(self, problem: Any) -> None:
         self.problem = problem
+
+
+class ReferenceConv(Reference):
+    """Plain loops with the interface of `fastconv.cpu.kernel.ConvKernel`."""
 
     @property
     def workspace_bytes(self) -> int:
@@ -73,13 +84,8 @@ class ReferenceConv:
         return self.run
 
 
-class ReferencePool:
+class ReferencePool(Reference):
     """Plain loops with the interface of `fastconv.cpu.kernel.PoolKernel`."""
-
-    layout_copies = _COPIES
-
-    def __init__(self, problem: PoolProblem) -> None:
-        self.problem = problem
 
     @property
     def workspace_bytes(self) -> int:

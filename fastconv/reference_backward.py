@@ -9,11 +9,9 @@ import numpy as np
 from fastconv.cpu.kernel import Params
 from fastconv.jit import jit
 from fastconv.problem import ConvProblem, PoolProblem
-from fastconv.reference import as_float64, cost, space, store, unsupported
+from fastconv.reference import Reference, as_float64, cost, space, store, unsupported
 
 __all__ = ["conv_input", "conv_weight", "cost", "make", "pool_input", "space", "unsupported"]
-
-_COPIES = "all arrays, to contiguous float64"
 
 
 def make(problem: ConvProblem | PoolProblem, params: Params, threads: int) -> ReferenceConvGrad | ReferencePoolGrad:
@@ -21,13 +19,8 @@ def make(problem: ConvProblem | PoolProblem, params: Params, threads: int) -> Re
     return ReferenceConvGrad(problem) if isinstance(problem, ConvProblem) else ReferencePoolGrad(problem)
 
 
-class ReferenceConvGrad:
+class ReferenceConvGrad(Reference):
     """Plain loops for either gradient."""
-
-    layout_copies = _COPIES
-
-    def __init__(self, problem: ConvProblem) -> None:
-        self.problem = problem
 
     @property
     def workspace_bytes(self) -> int:
@@ -44,13 +37,8 @@ class ReferenceConvGrad:
         store(conv_weight(self.problem, x, grad_output), out)
 
 
-class ReferencePoolGrad:
+class ReferencePoolGrad(Reference):
     """Plain loops with the interface of `fastconv.cpu.pool_backward.PoolBackward`."""
-
-    layout_copies = _COPIES
-
-    def __init__(self, problem: PoolProblem) -> None:
-        self.problem = problem
 
     @property
     def workspace_bytes(self) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from fastconv.cpu.kernel import Params
 from fastconv.jit import jit
 from fastconv.local_problem import LocalProblem
-from fastconv.reference import as_float64, cost, space, store, unsupported
+from fastconv.reference import Reference, as_float64, cost, space, store, unsupported
 
 __all__ = ["convolve", "cost", "input_gradient", "make", "space", "unsupported", "weight_gradient"]
 
@@ -19,12 +19,7 @@ def make(problem: LocalProblem, params: Params, threads: int) -> ReferenceLocal 
     return (ReferenceLocal if problem.direction == "forward" else ReferenceLocalGrad)(problem)
 
 
-class _Reference:
-    layout_copies = "all arrays, to contiguous float64"
-
-    def __init__(self, problem: LocalProblem) -> None:
-        self.problem = problem
-
+class _Reference(Reference):
     @property
     def workspace_bytes(self) -> int:
         """The float64 copies of the arrays."""

@@ -19,7 +19,8 @@ import fastconv
 from fastconv import algorithms
 from fastconv.arrays import memory_format
 from fastconv.dispatch import kernel_for
-from fastconv.problem import ConvProblem, Pool
+from fastconv.pooling import Pool
+from fastconv.problem import ConvProblem
 from fastconv.reference import convolve
 
 rng = np.random.default_rng(3)

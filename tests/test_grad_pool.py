@@ -24,7 +24,8 @@ from support import (
 import fastconv
 from fastconv import algorithms, grad, reference
 from fastconv.descriptor import parse
-from fastconv.problem import Pool, PoolProblem
+from fastconv.pooling import Pool
+from fastconv.problem import PoolProblem
 from fastconv.reference_backward import pool_input
 
 rng = np.random.default_rng(11)

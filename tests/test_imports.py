@@ -16,7 +16,9 @@ PACKAGE = Path(__file__).parent.parent / "fastconv"
 # A module imports from its own row and from those above. A name stands for a module or a package.
 ORDER = [
     ["_version"],
-    ["problem", "jit"],
+    ["sizes", "jit"],
+    ["pooling"],
+    ["problem"],
     ["algorithms", "descriptor", "networks", "arrays", "local_problem"],
     ["cpu"],
     ["reference"],
@@ -122,7 +124,7 @@ def test_importing_fastconv_compiles_nothing(action: str, compiles: bool, tmp_pa
     lines = ["import numpy, numba", "from numba.core import event", "x = numpy.ones((1, 1, 2, 2))"]
     lines += ["with event.install_recorder('numba:run_pass') as recorder:"]
     if compiles:
-        lines += ["    from fastconv.descriptor import parse", "    from fastconv.problem import Pool"]
+        lines += ["    from fastconv.descriptor import parse", "    from fastconv.pooling import Pool"]
     code = "\n".join([*lines, f"    {action}", "print(len(recorder.buffer))"])
     assert (int(run(code, tmp_path)) > 0) == compiles
 

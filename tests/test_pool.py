@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from support import FORMATS, as_format, spread
 
 import fastconv
-from fastconv.problem import Pool, PoolProblem
+from fastconv.pooling import Pool
+from fastconv.problem import PoolProblem
 from fastconv.reference import pooling
 
 ALGORITHMS = ["direct", "im2col", "reference"]

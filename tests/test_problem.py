@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from support import POOL_PROBLEMS, PROBLEMS
 
 from fastconv.descriptor import parse
-from fastconv.problem import ACTIVATIONS, ConvProblem, Pool, PoolProblem, Problem, conv_output_size
+from fastconv.pooling import Pool
+from fastconv.problem import ACTIVATIONS, ConvProblem, PoolProblem, Problem
+from fastconv.sizes import conv_output_size
 
 small = st.integers(1, 5)
 pairs = st.tuples(small, small)

@@ -13,7 +13,8 @@ from scipy.signal import correlate2d
 from support import POOL_PROBLEMS, PROBLEMS, images, make_arrays
 
 from fastconv.descriptor import parse
-from fastconv.problem import ConvProblem, Pool, PoolProblem
+from fastconv.pooling import Pool
+from fastconv.problem import ConvProblem, PoolProblem
 from fastconv.reference import convolve, make, pooling
 
 EXACT = {"rtol": 1e-11, "atol": 1e-12}

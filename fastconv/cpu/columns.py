@@ -19,7 +19,7 @@ from fastconv.cpu.kernel import Geometry, Kernel, fields, record
 from fastconv.cpu.launch import conv_launcher
 from fastconv.cpu.memory import get, put
 from fastconv.jit import inline, job_kernel, source_stamp
-from fastconv.problem import Pair
+from fastconv.sizes import Pair
 
 GEOMETRY = fields(
     "channels", "height", "width", "kernel_h", "kernel_w", "out_height", "out_width", "stride_h", "stride_w",

@@ -33,7 +33,8 @@ from fastconv.cpu.pack import (
 from fastconv.cpu.tiles import FMA_NS, filter_vector_tiles, per_tile_ns, step_ns
 from fastconv.cpu.transpose import move
 from fastconv.jit import job_kernel, source_stamp
-from fastconv.problem import ConvProblem, Pair
+from fastconv.problem import ConvProblem
+from fastconv.sizes import Pair
 
 GEOMETRY = fields(
     "lines", "line_count", "lines_per_job", "line_jobs", "taps", "blocks", "blocks_per_job", "block_jobs",

@@ -2,9 +2,10 @@
 
 Pixel h of the input was read by output (h + padding - r*dilation) / stride, for every filter row r where
 that is a whole number inside the output. Pixels with the same remainder modulo the stride see the same
-taps: along a line of such a *phase* (`geometry.phases`) the gradient is a plain sum over taps and output
-channels, which is what the forward kernel computes. It reads the gradient of the output where it lies, with
-the weights packed for vectors of input channels; a pixel that no window reached gets a sum of no taps.
+taps, but for the border: along a line of such an `InputSegment` the gradient is a plain sum over taps and
+output channels, which is what the forward kernel computes. It reads the gradient of the output where it
+lies, with the weights packed for vectors of input channels; a pixel that no window reached gets a sum of no
+taps.
 """
 
 from __future__ import annotations

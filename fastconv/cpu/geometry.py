@@ -12,7 +12,8 @@ from itertools import product
 
 import numpy as np
 
-from fastconv.problem import ConvProblem, Pair
+from fastconv.problem import ConvProblem
+from fastconv.sizes import Pair
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def rectangle(x0: int, o0: int, down: tuple, along: tuple, shared: tuple, tile: 
 
 
 @dataclass(frozen=True)
-class Phase:
+class InputSegment:
     """Input positions start, start + step, ... that the same taps read, each at the next output position.
 
     Attributes
@@ -163,27 +164,27 @@ class Phase:
     taps: tuple[Pair, ...]
 
 
-def phases(size: int, out: int, kernel: int, stride: int, padding: Pair, dilation: int) -> list[Phase]:
+def input_segments(size: int, out: int, kernel: int, stride: int, padding: Pair, dilation: int) -> list[InputSegment]:
     """Split one axis of the input into the longest runs that the same taps read."""
-    found: list[Phase] = []
+    found: list[InputSegment] = []
     for remainder in range(min(stride, size)):
-        runs: list[Phase] = []
+        runs: list[InputSegment] = []
         for position in range(remainder, size, stride):
             distances = ((tap, position + padding[0] - tap * dilation) for tap in range(kernel))
             taps = tuple((t, d // stride) for t, d in distances if d % stride == 0 and 0 <= d // stride < out)
             if runs and [t for t, _ in runs[-1].taps] == [t for t, _ in taps]:
                 runs[-1] = replace(runs[-1], count=runs[-1].count + 1)
             else:
-                runs.append(Phase(position, 1, stride, taps))
+                runs.append(InputSegment(position, 1, stride, taps))
         found += runs
     return found
 
 
-def input_axes(problem: ConvProblem) -> tuple[list[Phase], list[Phase]]:
-    """The phases of the input's rows and of its columns."""
+def input_axes(problem: ConvProblem) -> tuple[list[InputSegment], list[InputSegment]]:
+    """The segments of the input's rows and of its columns."""
     sizes = (problem.in_size, problem.conv_size, problem.kernel_size)
     rows, columns = (
-        phases(*axis) for axis in zip(*sizes, problem.stride, problem.padding, problem.dilation, strict=True)
+        input_segments(*axis) for axis in zip(*sizes, problem.stride, problem.padding, problem.dilation, strict=True)
     )
     return rows, columns
 

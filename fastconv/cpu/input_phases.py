@@ -20,7 +20,8 @@ from fastconv.cpu import depthwise, im2col, tiled
 from fastconv.cpu.kernel import ConvKernel, Params
 from fastconv.cpu.pack import ChannelPacker, FilterPacker, Packed, Packer, RowPacker
 from fastconv.cpu.pack_input import InputPacker
-from fastconv.problem import ConvProblem, Pair
+from fastconv.problem import ConvProblem
+from fastconv.sizes import Pair
 
 _PACK_NS = 0.5  # for each weight
 
@@ -168,7 +169,7 @@ class _PhaseOfChannels(Packer):
 
 
 class InputPhases:
-    """Gradient of the input, with the interface of `fastconv.cpu.kernel.ConvKernel`."""
+    """Gradient of the input for one problem: `convolve`, and what `Plan.explain` asks of a kernel."""
 
     def __init__(self, problem: ConvProblem, kernels: list[tuple[Phase, ConvKernel | None]]) -> None:
         self.problem, self.kernels = problem, kernels

@@ -146,9 +146,7 @@ class FilterPacker(Packer):
         self.blocks, self.taps = filter_blocks(problem, block), math.prod(problem.kernel_size)
         self.size = problem.groups * self.blocks * block * math.prod(problem.weight_shape[1:])
         self.no_bias = np.zeros(problem.groups * self.blocks * block, problem.dtype)
-        self.raw = problem.raw
-        if not self.raw:
-            self.pack = _packer(problem.dtype, problem.itemsize, lanes, source_stamp())
+        self.raw, self.lanes = problem.raw, lanes
 
     def __call__(self, weight: np.ndarray, bias: np.ndarray | None) -> Packed:
         padded = self.no_bias if bias is None else padded_bias(bias, self.groups, self.blocks * self.block)
@@ -156,7 +154,8 @@ class FilterPacker(Packer):
         if self.raw:
             return weight, padded
         packed = aligned((1, 1, 1, self.size), self.dtype)
-        self.pack(weight, packed, self.groups, self.block, self.taps)
+        pack = _packer(str(self.dtype), self.dtype.itemsize, self.lanes, source_stamp())
+        pack(weight, packed, self.groups, self.block, self.taps)
         return packed, padded
 
 

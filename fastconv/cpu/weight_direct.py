@@ -24,7 +24,8 @@ from fastconv.cpu.memory import fill, ints
 from fastconv.cpu.tiles import channel_vector_tiles, per_tile_ns, step_ns
 from fastconv.cpu.weight_kernel import WeightKernel, equal_blocks, store_block
 from fastconv.jit import job_kernel, source_stamp
-from fastconv.problem import ConvProblem, Pair
+from fastconv.problem import ConvProblem
+from fastconv.sizes import Pair
 
 GEOMETRY = fields(
     "x_column", "grad_column", "grad_channel", "channels", "filters", "elements", "kernel_taps",

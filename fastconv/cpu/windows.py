@@ -27,7 +27,8 @@ from numba.extending import intrinsic
 from fastconv.cpu.memory import get, ints, lanes_of, put, stack
 from fastconv.cpu.reduce import ARGMAX, MAX, SQUARES, SUM, reduce_run, reduce_taps
 from fastconv.jit import address_kernel, inline
-from fastconv.problem import Pair, Pool
+from fastconv.pooling import Pool
+from fastconv.sizes import Pair
 
 POWERS = 4  # a mode beside those of `reduce`
 _LINE = 1024  # longest line of `_columns`, in elements

@@ -46,6 +46,8 @@ def _scatter(grad, indices, count, plane, lane, pixel, area, ITEM):
 
 @cache
 def scatter_maxima(ITEM: int, stamp: str) -> Any:
+    """The job that clears its planes and adds each gradient to the pixel of its maximum, which its index names."""
+
     @job_kernel(GEOMETRY)
     def scatter(grad, indices, _third, out, scratch, geometry, index):
         _ = stamp

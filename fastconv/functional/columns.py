@@ -11,7 +11,7 @@ import numpy as np
 
 from fastconv.arrays import as_floats, as_image
 from fastconv.cpu.columns import ColumnsProblem, Fold, Unfold
-from fastconv.problem import Pair, conv_output_size, pair
+from fastconv.sizes import Pair, conv_output_size, pair
 
 Window: TypeAlias = tuple[Pair, Pair, Pair, Pair]  # kernel size, stride, padding, dilation
 

@@ -10,7 +10,8 @@ from fastconv.arrays import allocator, as_floats, as_image, check_out, memory_fo
 from fastconv.dispatch import kernel_for
 from fastconv.functional.calls import CallCache
 from fastconv.plan import check_bias
-from fastconv.problem import ConvProblem, Pool
+from fastconv.pooling import Pool
+from fastconv.problem import ConvProblem
 
 _calls = CallCache()
 
@@ -74,15 +75,8 @@ def conv2d(
             stride, padding, dilation, groups, activation, pool, algorithm,
         ]  # fmt: skip
         # Arrays like these passed every check before; alignment and the bias's dtype are not in the key.
-        known = (
-            x.flags.aligned
-            and weight.flags.aligned
-            and (bias is None or (bias.dtype is weight.dtype and bias.flags.aligned))
-        )
-        if known and out is None and call.batched:
-            result = call.new()
-            call.run(x, call.pack(weight, bias), result)
-            return result
+        known = x.flags.aligned and weight.flags.aligned
+        known = known and (bias is None or (bias.dtype is weight.dtype and bias.flags.aligned))
     except (KeyError, TypeError, AttributeError):  # a first call, a list among the arguments, not an array
         known = False
     if not known:
@@ -94,6 +88,10 @@ def conv2d(
         call = _prepare(x, weight, bias, options, algorithm)
         arrays = (x.shape, x.strides, x.dtype, weight.shape, weight.dtype, None if bias is None else bias.shape)
         _calls.remember((*arrays, *options, algorithm), call)
+    if out is None and call.batched:  # no call of a function more than needed: tiny problems feel it
+        result = call.new()
+        call.run(x, call.pack(weight, bias), result)
+        return result
     return call(x, weight, bias, out)
 
 
@@ -109,8 +107,8 @@ def conv1d(
     x : array (N, C, W) or (C, W)
     weight : array (K, C/groups, S)
     bias : array (K,), optional
-    stride, dilation : int, default 1
-    padding : int, (left, right), "same" or "valid", default 0
+    stride, dilation : int or (int,), default 1
+    padding : int, (int,), (left, right), "same" or "valid", default 0
     groups, activation, algorithm, out
         As in `conv2d`.
 
@@ -125,7 +123,9 @@ def conv1d(
     """
     signal = as_floats(x, "x", (2, 3))
     weight = as_floats(weight, "weight", (3,))
+    stride, dilation = _one(stride), _one(dilation)
     if not isinstance(padding, str):
+        padding = _one(padding)
         padding = ((0, 0), tuple(padding) if isinstance(padding, (tuple, list)) else (padding, padding))
     if out is not None:
         check_rank(out, signal.ndim)
@@ -134,6 +134,11 @@ def conv1d(
         activation=activation, algorithm=algorithm, out=None if out is None else out[..., None, :],
     )  # fmt: skip
     return result[..., 0, :] if out is None else out
+
+
+def _one(value: Any) -> Any:
+    """The element of a tuple of one, as torch takes them; anything else as it is."""
+    return value[0] if isinstance(value, (tuple, list)) and len(value) == 1 else value
 
 
 def check_rank(out: Any, ndim: int) -> None:

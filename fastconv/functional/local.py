@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.arrays import as_floats, as_image, check_out, empty, memory_format
+from fastconv.arrays import as_floats, as_image, memory_format, target
 from fastconv.dispatch import kernel_for
 from fastconv.functional.calls import CallCache
 from fastconv.local_problem import LocalProblem
@@ -82,8 +82,6 @@ def locally_connected2d(
         _calls.remember(key, (kernel, shape, format))
     if bias is not None and bias.shape != shape[1:]:
         raise ValueError(f"bias must have shape {shape[1:]}, one for each element of a result, got {bias.shape}")
-    if out is not None:
-        check_out(out, shape if batched else shape[1:], image.dtype, *arrays)
-    result = empty(shape, image.dtype, format) if out is None else out if batched else out[None]
+    result, answer = target(out, shape, batched, image.dtype, format, *arrays)
     kernel.run(image, weight, bias, result)
-    return out if out is not None else result if batched else result[0]
+    return answer

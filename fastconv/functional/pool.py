@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.arrays import as_image, check_out, empty, memory_format
+from fastconv.arrays import as_image, empty, memory_format, target
 from fastconv.dispatch import kernel_for
 from fastconv.functional.calls import CallCache
-from fastconv.problem import MemoryFormat, Pool, PoolProblem
+from fastconv.pooling import Pool
+from fastconv.problem import MemoryFormat, PoolProblem
 
 _calls = CallCache()
 
@@ -142,16 +143,11 @@ def _pool(x: Any, window: tuple, return_indices: bool, algorithm: str | None, ou
     except (KeyError, TypeError):  # TypeError: a list among the arguments
         kernel, shape, format = _prepare(image, Pool(*window), return_indices, algorithm)
         _calls.remember(key, (kernel, shape, format))
-    if out is not None:
-        check_out(out, shape if batched else shape[1:], image.dtype, image)
-    result = empty(shape, image.dtype, format) if out is None else out if batched else out[None]
-    if return_indices:
-        indices = _run_with_indices(kernel, image, result, format)
-    else:
-        kernel.run(image, result)
-    values = out if out is not None else result if batched else result[0]
+    result, values = target(out, shape, batched, image.dtype, format, image)
     if not return_indices:
+        kernel.run(image, result)
         return values
+    indices = _run_with_indices(kernel, image, result, format)
     return values, indices if batched else indices[0]
 
 

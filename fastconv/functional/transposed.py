@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.arrays import as_floats, as_image, check_out, empty, memory_format
+from fastconv.arrays import as_floats, as_image, empty, memory_format, target
 from fastconv.dispatch import kernel_for
 from fastconv.functional.calls import CallCache
-from fastconv.problem import ConvProblem, Pair, padding_pairs, pair
+from fastconv.problem import ConvProblem
+from fastconv.sizes import Pair, padding_pairs, pair
 
 _calls = CallCache()
 
@@ -130,11 +131,10 @@ def input_gradient(
         problem = gradient_problem("backward_input", shape, weight.shape, image, options, named, bias is not None)
         kernel, format = kernel_for(problem, algorithm)[0], problem.memory_format
         _calls.remember(key, (kernel, format))
-    if out is not None:
-        check_out(out, in_shape, image.dtype, *(a for a in (image, weight, bias) if a is not None))
-    result = empty(shape, image.dtype, format) if out is None else out if batched else out[None]
+    inputs = (image, weight) if bias is None else (image, weight, bias)
+    result, answer = target(out, shape, batched, image.dtype, format, *inputs)
     kernel.convolve(image, weight, bias, result)
-    return out if out is not None else result if batched else result[0]
+    return answer
 
 
 def gradient_problem(

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.arrays import as_floats, as_image, check_out, empty, memory_format
+from fastconv.arrays import as_floats, as_image, check_out, memory_format, target
 from fastconv.dispatch import kernel_for
 from fastconv.functional.calls import CallCache
 from fastconv.grad.sizes import as_size
@@ -56,11 +56,9 @@ def locally_connected2d_input(
     shape, format = size if batched else (1, *size), memory_format(grad)
     options = (stride, padding, dilation)
     kernel = _kernel("backward_input", shape, weight.shape, grad, format, options, algorithm)
-    if out is not None:
-        check_out(out, size, grad.dtype, grad, weight)
-    result = empty(shape, grad.dtype, format) if out is None else out if batched else out[None]
+    result, answer = target(out, shape, batched, grad.dtype, format, grad, weight)
     kernel.run(grad, weight, result)
-    return out if out is not None else result if batched else result[0]
+    return answer
 
 
 def locally_connected2d_weight(

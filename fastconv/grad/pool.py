@@ -15,7 +15,8 @@ from fastconv.arrays import as_floats, as_image, check_out, empty, memory_format
 from fastconv.dispatch import kernel_for
 from fastconv.functional.calls import CallCache
 from fastconv.grad.sizes import as_size
-from fastconv.problem import MemoryFormat, Pool, PoolProblem
+from fastconv.pooling import Pool
+from fastconv.problem import MemoryFormat, PoolProblem
 
 _calls = CallCache()
 

@@ -17,6 +17,7 @@ from fastconv.cpu.host import host
 from fastconv.descriptor import parse
 
 _ROOT = Path(__file__).parents[2]
+_DESCRIPTIONS = ("fastconv.sizes", "fastconv.pooling", "fastconv.problem")
 _IMPORT = re.compile(r"^[ \t]*(?:from (fastconv[.\w]*) import \(?([\w\s,]+)|import (fastconv\.[.\w]+))", re.MULTILINE)
 
 
@@ -42,14 +43,14 @@ def _source_file(name: str) -> Path | None:
 def source_hash(module: str) -> str:
     """Hash of a kernel module's source and of all that it imports from fastconv.
 
-    An edit of one kernel's file so invalidates that kernel's measurements only. The description of
-    problems is left out: it computes nothing, and every module imports it.
+    An edit of one kernel's file so invalidates that kernel's measurements only. The descriptions of
+    problems are left out: they compute nothing, and every module imports them.
     """
     files: dict[str, Path] = {}
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        source = None if name in files or name == "fastconv.problem" else _source_file(name)
+        source = None if name in files or name in _DESCRIPTIONS else _source_file(name)
         if source is not None:
             files[name] = source
             waiting += _imports(source)
