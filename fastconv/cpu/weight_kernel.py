@@ -12,7 +12,7 @@ from numba import carray
 from fastconv.arrays import aligned, empty
 from fastconv.cpu.kernel import Kernel, Launch, Params, fields, record
 from fastconv.cpu.launch import conv_launcher
-from fastconv.cpu.memory import copy, get, put
+from fastconv.cpu.memory import copy, get, prefetch_lines, put
 from fastconv.cpu.panels import copy_pixels
 from fastconv.cpu.transpose import transpose
 from fastconv.jit import inline, job_kernel, source_stamp
@@ -49,6 +49,23 @@ def copy_gradient(grad, g, first, last, filters, panel, pixel, ITEM):
             grad + ITEM * (first + row) * g.grad_row, g.grad_column, g.grad_channel,
             panel + ITEM * row * g.out_width * pixel, pixel, g.out_width, filters, ITEM,
         )  # fmt: skip
+
+
+@inline
+def prefetch_share(x, grad, g, band, channels, filters, turn, turns, ITEM):
+    """Ask for one of `turns` equal parts of the pixels of a band, while another band is computed.
+
+    `x` and `grad` are the first channels wanted of channels-last arrays. A part at a time, for all requests at
+    once would wait for each other.
+    """
+    n, first = band // g.bands, band % g.bands * g.band
+    pixels = min(g.band, g.out_height - first) * g.out_width
+    for pixel in range(turn * pixels // turns, (turn + 1) * pixels // turns):
+        i, j = first + pixel // g.out_width, pixel % g.out_width
+        in_grad = n * g.grad_batch + i * g.grad_row + j * g.grad_column
+        in_x = n * g.x_batch + i * g.stride_h * g.x_row + j * g.stride_w * g.x_column
+        prefetch_lines(grad + ITEM * in_grad, ITEM * filters, 0)
+        prefetch_lines(x + ITEM * in_x, ITEM * channels, 0)
 
 
 @inline

@@ -22,12 +22,12 @@ from numba import carray
 from fastconv.cpu.contract import contract
 from fastconv.cpu.host import host
 from fastconv.cpu.kernel import Geometry, Params, fields, record
-from fastconv.cpu.memory import fill, ints, prefetch_lines
+from fastconv.cpu.memory import fill, ints
 from fastconv.cpu.pack import whole_lines
 from fastconv.cpu.panels import pad_rows
 from fastconv.cpu.tiles import channel_vector_tiles, per_tile_ns, step_ns
-from fastconv.cpu.weight_kernel import WeightKernel, copy_gradient, equal_blocks, odd_lines, store_block
-from fastconv.jit import inline, job_kernel, source_stamp
+from fastconv.cpu.weight_kernel import WeightKernel, copy_gradient, equal_blocks, odd_lines, prefetch_share, store_block
+from fastconv.jit import job_kernel, source_stamp
 from fastconv.problem import ConvProblem
 
 GEOMETRY = fields(
@@ -69,19 +69,6 @@ def make(problem: ConvProblem, params: Params, threads: int) -> WeightTiled:
     return WeightTiled(problem, params, threads)
 
 
-@inline
-def _prefetch_share(x, grad, g, band, channels, filters, turn, turns, ITEM):
-    """One of `turns` equal parts of the pixels of a band; all at once, the requests would wait for each other."""
-    n, first = band // g.bands, band % g.bands * g.band
-    pixels = min(g.band, g.out_height - first) * g.out_width
-    for pixel in range(turn * pixels // turns, (turn + 1) * pixels // turns):
-        i, j = first + pixel // g.out_width, pixel % g.out_width
-        in_grad = n * g.grad_batch + i * g.grad_row + j * g.grad_column
-        in_x = n * g.x_batch + i * g.stride_h * g.x_row + j * g.stride_w * g.x_column
-        prefetch_lines(grad + ITEM * in_grad, ITEM * filters, 0)
-        prefetch_lines(x + ITEM * in_x, ITEM * channels, 0)
-
-
 @cache
 def _compiled(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
     WIDE = VECS * LANES
@@ -113,7 +100,7 @@ def _compiled(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
                 for kk in range(0, filters, ROWS):
                     for tap in range(g.kernel_taps):
                         if g.prefetched and band + 1 < stop:
-                            _prefetch_share(x, grad, g, band + 1, channels, filters, turn, turns, ITEM)
+                            prefetch_share(x, grad, g, band + 1, channels, filters, turn, turns, ITEM)
                             turn += 1
                         o = block + ITEM * ((tap * g.filter_block + kk) * g.channel_block + cc)
                         contract(
