@@ -37,8 +37,8 @@ from fastconv.problem import ConvProblem
 from fastconv.sizes import Pair
 
 GEOMETRY = fields(
-    "lines", "line_count", "lines_per_job", "line_jobs", "taps", "blocks", "blocks_per_job", "block_jobs",
-    "batch", "groups", "filters", "raw", "length", "kernel_taps", "tile", "x_batch", "x_group", "x_step",
+    "lines", "line_count", "repeated", "images", "lines_per_job", "line_jobs", "taps", "blocks", "blocks_per_job",
+    "block_jobs", "groups", "filters", "raw", "length", "kernel_taps", "tile", "x_batch", "x_group", "x_step",
     "out_batch", "out_filter", "epilogue",
 )  # fmt: skip
 
@@ -63,7 +63,7 @@ def cost(problem: ConvProblem, params: Params) -> float:
     if problem.memory_format == "contiguous":
         # Channels lie a plane apart: a cache line brings one useful row of the tile; results are scattered.
         each += steps * channels * 4 * FMA_NS + tiles * rows * vectors * 12 * FMA_NS
-    return problem.batch * blocks * each + packing_ns(problem)
+    return blocks * each + packing_ns(problem)
 
 
 def make(problem: ConvProblem, params: Params, threads: int) -> Direct:
@@ -81,9 +81,9 @@ def _compiled(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
         g = carray(geometry, 1)[0]
         line_job, rest = index % g.line_jobs, index // g.line_jobs
         block_job, group = rest % g.block_jobs, rest // g.block_jobs
-        table = ints(g.lines, g.line_count, 8)
+        table, in_images = ints(g.lines, g.line_count, 8), g.images * g.repeated
         first_line = line_job * g.lines_per_job
-        last_line = min(first_line + g.lines_per_job, g.batch * g.line_count)
+        last_line = min(first_line + g.lines_per_job, in_images + g.line_count - g.repeated)
         first_block = block_job * g.blocks_per_job
         last_block = min(first_block + g.blocks_per_job, g.blocks)
         dense = g.out_filter == 1
@@ -92,8 +92,10 @@ def _compiled(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
             start = bias + ITEM * (group * g.blocks + block) * BLOCK
             filters = min(BLOCK, g.filters - block * BLOCK)
             for line in range(first_line, last_line):
-                n = line // g.line_count
-                x_line, out_line, pixels, x_row, out_row, tap, n_taps, steps = table[line - n * g.line_count]
+                n, row = (
+                    (line // g.repeated, line % g.repeated) if line < in_images else (0, line - in_images + g.repeated)
+                )
+                x_line, out_line, pixels, x_row, out_row, tap, n_taps, steps = table[row]
                 x_line += n * g.x_batch + group * g.x_group
                 out_line += n * g.out_batch + (group * g.filters + block * BLOCK) * g.out_filter
                 for p in range(0, pixels, ROWS):
@@ -125,9 +127,13 @@ class Direct(ConvKernel):
         p = self.problem
         channels = p.in_channels // p.groups
         merged = p.groups == p.dilation[1] == x_strides[1] == 1 and x_strides[3] == channels
-        found = lines(p, x_strides, out_strides, self.block, self.rows, merged)
+        found = lines(p, x_strides, out_strides, self.block, self.rows, merged, self.images(x_strides))
         packing = packing_fields(p)
         return self.fill(found, x_strides, out_strides, channels, p.in_size, packing_elements(p, self.block), packing)
+
+    def images(self, x_strides: tuple[int, ...]) -> int:
+        """How many images a line may run across: where channels are far apart, a line's pixels should be neighbours."""
+        return self.problem.batch if x_strides[1] == 1 else 1
 
     def fill(
         self, found: Lines, x_strides: tuple[int, ...], out_strides: tuple[int, ...], channels: int, size: Pair,
@@ -135,7 +141,8 @@ class Direct(ConvKernel):
     ) -> Geometry:  # fmt: skip
         """The record for lines of an input of `channels` per group and `size`; `packed` is scratch for weights."""
         p, count = self.problem, len(found.lines)
-        line_bytes, all_lines = channels * math.prod(size) * self.item // count, p.batch * count
+        all_lines = p.batch * found.repeated + count - found.repeated
+        line_bytes = p.batch * channels * math.prod(size) * self.item // max(1, all_lines)
         block_bytes = packing["length"] * self.block * self.item
         wanted = self.wanted_jobs(4)
         lines_per_job, blocks_per_job = split(all_lines, line_bytes, self.blocks, block_bytes, p.groups, wanted)
@@ -144,9 +151,9 @@ class Direct(ConvKernel):
         line_jobs, block_jobs = -(-all_lines // lines_per_job), -(-self.blocks // blocks_per_job)
         return record(
             GEOMETRY, p.groups * line_jobs * block_jobs, slab, {"lines": found.lines, "taps": found.taps},
-            line_count=count, lines_per_job=lines_per_job, line_jobs=line_jobs,
+            line_count=count, repeated=found.repeated, images=p.batch, lines_per_job=lines_per_job, line_jobs=line_jobs,
             blocks_per_job=blocks_per_job, block_jobs=block_jobs,
-            batch=p.batch, groups=p.groups, blocks=self.blocks, tile=tile, **packing,
+            groups=p.groups, blocks=self.blocks, tile=tile, **packing,
             x_batch=x_strides[0], x_group=channels * x_strides[1], x_step=x_strides[1],
             out_batch=out_strides[0], out_filter=out_strides[1],
             epilogue=self.epilogue_address,

@@ -14,7 +14,7 @@ import math
 from itertools import product
 
 from fastconv.cpu.direct import Direct
-from fastconv.cpu.geometry import input_axes, input_lines
+from fastconv.cpu.geometry import input_axes, input_lines, tiles_of
 from fastconv.cpu.host import host
 from fastconv.cpu.kernel import Geometry, Params
 from fastconv.cpu.pack_input import InputPacker
@@ -46,11 +46,11 @@ def cost(problem: ConvProblem, params: Params) -> float:
         step += 4 * FMA_NS  # channels lie a plane apart: a cache line brings one useful row of the tile
     each = 0.0
     for down, along in product(*input_axes(problem)):
-        tiles = down.count * -(-along.count // rows)
+        tiles = tiles_of(problem, down.count, along.count, rows)
         each += tiles * (len(down.taps) * len(along.taps) * filters * step + per_tile_ns(rows, vectors))
         if problem.memory_format == "contiguous":
             each += tiles * rows * vectors * 12 * FMA_NS  # results are scattered
-    return problem.batch * blocks * each + _PACK_NS * math.prod(problem.weight_shape)
+    return blocks * each + _PACK_NS * math.prod(problem.weight_shape)
 
 
 def make(problem: ConvProblem, params: Params, threads: int) -> DirectInput:
@@ -73,6 +73,6 @@ class DirectInput(Direct):
     def geometry(self, x_strides: tuple[int, ...], out_strides: tuple[int, ...]) -> Geometry:
         p = self.problem
         filters, taps = p.out_channels // p.groups, math.prod(p.kernel_size)
-        found = input_lines(p, x_strides, out_strides, self.block, self.rows)
+        found = input_lines(p, x_strides, out_strides, self.block, self.rows, self.images(x_strides))
         packing = {"raw": 0, "length": taps * filters, "kernel_taps": taps, "filters": p.in_channels // p.groups}
         return self.fill(found, x_strides, out_strides, filters, p.conv_size, 0, packing)

@@ -52,8 +52,18 @@ def axes(problem: ConvProblem) -> tuple[list[Segment], list[Segment]]:
     return rows, columns
 
 
+def tiles_of(problem: ConvProblem, down: int, along: int, tile: int) -> int:
+    """Register tiles of `tile` pixels for a rectangle of `down` x `along` pixels in each image."""
+    if along < min(tile, down):
+        down, along = along, down
+    in_images = problem.batch * down * -(-along // tile)
+    if problem.memory_format == "contiguous":
+        return in_images
+    return min(in_images, down * along * -(-problem.batch // tile))
+
+
 def tiles_and_steps(problem: ConvProblem, tile: int) -> tuple[int, int]:
-    """Register tiles of `tile` pixels that cover one image, and the taps that they visit together."""
+    """Register tiles of `tile` pixels that cover all images, and the taps that they visit together."""
     tiles = steps = 0
     row_segments, column_segments = axes(problem)
     unpadded = problem.kernel_size == problem.stride == (1, 1) and len(row_segments) == len(column_segments) == 1
@@ -61,9 +71,7 @@ def tiles_and_steps(problem: ConvProblem, tile: int) -> tuple[int, int]:
         down, along = len(rows), len(columns)
         if unpadded:
             down, along = 1, down * along
-        elif along < min(tile, down):
-            down, along = along, down
-        count = down * -(-along // tile)
+        count = tiles_of(problem, down, along, tile)
         tiles += count
         steps += count * (rows.last - rows.first) * (columns.last - columns.first)
     return tiles, steps
@@ -71,22 +79,93 @@ def tiles_and_steps(problem: ConvProblem, tile: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Lines:
-    """The pixels of one image as lines, and the taps that they need.
+    """The pixels of a batch as lines, and the taps that they need.
 
     Attributes
     ----------
     lines : int64 array (n, 8)
         Per line: offset into x, offset into out, pixels, distance of pixels in x and in out, first
         row of `taps`, number of taps, steps of the innermost sum. Offsets and distances in elements.
+    repeated : int
+        So many lines, the first ones, are of one image and come again in each; the others run from image to
+        image.
     taps : int64 array (m, 2)
         Offsets into x and into the packed weights of one filter block.
     """
 
     lines: np.ndarray
+    repeated: int
     taps: np.ndarray
 
 
-def lines(problem: ConvProblem, x_strides: tuple, out_strides: tuple, block: int, tile: int, merged: bool) -> Lines:
+Axis = tuple[int, int, int]  # pixels, and from one to the next in x and in out
+
+
+@dataclass(frozen=True)
+class Rectangle:
+    """Pixels that see the same taps.
+
+    Attributes
+    ----------
+    x, out : int
+        Offsets of the first one.
+    down, along : Axis
+        Its rows, and the pixels of a row.
+    sum : (int, int, int)
+        First row of `Lines.taps`, number of taps, steps of the innermost sum.
+    """
+
+    x: int
+    out: int
+    down: Axis
+    along: Axis
+    sum: tuple[int, int, int]
+
+    def lines(self, tile: int) -> list[tuple[int, ...]]:
+        """Rows of `Lines.lines` that cover it; where it is narrow, its columns are the lines."""
+        down, along = self.down, self.along
+        if down[1:] == (along[0] * along[1], along[0] * along[2]):
+            down, along = (1, 0, 0), (down[0] * along[0], *along[1:])  # rows follow each other: one long line
+        elif along[0] < min(tile, down[0]):
+            down, along = along, down
+        return [line for i in range(down[0]) for line in self._line(i * down[1], i * down[2], along, tile)]
+
+    def across(self, tile: int, images: Axis) -> list[tuple[int, ...]]:
+        """Lines that run from image to image, one for each pixel."""
+        pixels = product(range(self.down[0]), range(self.along[0]))
+        offsets = ([i * self.down[n] + j * self.along[n] for n in (1, 2)] for i, j in pixels)
+        return [line for x, out in offsets for line in self._line(x, out, images, tile)]
+
+    def _line(self, x: int, out: int, along: Axis, tile: int) -> list[tuple[int, ...]]:
+        """A line, cut into pieces of a few tiles."""
+        count, in_x, in_out = along
+        return [
+            (self.x + x + j * in_x, self.out + out + j * in_out, min(8 * tile, count - j), in_x, in_out, *self.sum)
+            for j in range(0, count, 8 * tile)
+        ]
+
+
+def cover(rectangles: list[Rectangle], taps: list[Pair], tile: int, images: Axis) -> Lines:
+    """Lines of the orientation that needs the fewest register tiles of `tile` pixels."""
+    repeated: list[tuple] = []
+    across: list[tuple] = []
+    for rectangle in rectangles:
+        lines, others = rectangle.lines(tile), rectangle.across(tile, images)
+        if images[0] > 1 and _tiles(others, tile) < images[0] * _tiles(lines, tile):
+            across += others
+        else:
+            repeated += lines
+    table = np.array(repeated + across, np.int64).reshape(-1, 8)
+    return Lines(table, len(repeated), np.array(taps or [(0, 0)], np.int64))
+
+
+def _tiles(lines: list[tuple], tile: int) -> int:
+    return sum(-(-line[2] // tile) for line in lines)
+
+
+def lines(
+    problem: ConvProblem, x_strides: tuple, out_strides: tuple, block: int, tile: int, merged: bool, images: int = 1
+) -> Lines:
     """Cover the output map with lines whose taps all lie inside the input.
 
     Parameters
@@ -102,6 +181,8 @@ def lines(problem: ConvProblem, x_strides: tuple, out_strides: tuple, block: int
     merged : bool
         Whether the taps of one filter row are evenly spaced in memory like the steps of the sum over
         channels, so that both are one loop.
+    images : int, default 1
+        How many images a line may run across.
     """
     channels = problem.in_channels // problem.groups
     _, _, high_x, wide_x = x_strides
@@ -109,8 +190,8 @@ def lines(problem: ConvProblem, x_strides: tuple, out_strides: tuple, block: int
     (sh, sw), (dh, dw) = problem.stride, problem.dilation
     S = problem.kernel_size[1]
     row_segments, column_segments = axes(problem)
-    table: list[tuple] = []
-    taps: list[tuple[int, int]] = []
+    rectangles: list[Rectangle] = []
+    taps: list[Pair] = []
     for rows, columns in product(row_segments, column_segments):
         first_tap, across = len(taps), columns.last - columns.first
         each = [columns.first] if merged and across else range(columns.first, columns.last)
@@ -120,32 +201,12 @@ def lines(problem: ConvProblem, x_strides: tuple, out_strides: tuple, block: int
             for s in each
         ]
         steps = across * channels if merged and across else channels
-        shared = (first_tap, len(taps) - first_tap, steps)
         top, left = problem.padding[0][0], problem.padding[1][0]
         x0 = (rows.start * sh - top) * high_x + (columns.start * sw - left) * wide_x
         o0 = rows.start * high_o + columns.start * wide_o
         down, along = (len(rows), sh * high_x, high_o), (len(columns), sw * wide_x, wide_o)
-        table += rectangle(x0, o0, down, along, shared, tile)
-    return Lines(np.array(table, np.int64).reshape(-1, 8), np.array(taps or [(0, 0)], np.int64))
-
-
-def rectangle(x0: int, o0: int, down: tuple, along: tuple, shared: tuple, tile: int) -> list[tuple]:
-    """Lines of one rectangle; `down` and `along` are (pixels, distance in x, distance in out).
-
-    `shared` ends each row of the table: first tap, number of taps, steps.
-    """
-    if down[1:] == (along[0] * along[1], along[0] * along[2]):
-        down, along = (1, 0, 0), (down[0] * along[0], *along[1:])  # rows follow each other: one long line
-    elif along[0] < min(tile, down[0]):
-        down, along = along, down
-    longest = 8 * tile
-    found = []
-    for i in range(down[0]):
-        for j in range(0, along[0], longest):
-            count = min(longest, along[0] - j)
-            x, out = x0 + i * down[1] + j * along[1], o0 + i * down[2] + j * along[2]
-            found.append((x, out, count, along[1], along[2], *shared))
-    return found
+        rectangles.append(Rectangle(x0, o0, down, along, (first_tap, len(taps) - first_tap, steps)))
+    return cover(rectangles, taps, tile, (images, x_strides[0], out_strides[0]))
 
 
 @dataclass(frozen=True)
@@ -189,7 +250,9 @@ def input_axes(problem: ConvProblem) -> tuple[list[InputSegment], list[InputSegm
     return rows, columns
 
 
-def input_lines(problem: ConvProblem, grad_strides: tuple, x_strides: tuple, block: int, tile: int) -> Lines:
+def input_lines(
+    problem: ConvProblem, grad_strides: tuple, x_strides: tuple, block: int, tile: int, images: int
+) -> Lines:
     """`lines` for the gradient of the input: each pixel's sum over the outputs that read it.
 
     Parameters
@@ -201,15 +264,18 @@ def input_lines(problem: ConvProblem, grad_strides: tuple, x_strides: tuple, blo
         Input channels per block of the packed weights, which are (r, s, k, block).
     tile : int
         Pixels per register tile.
+    images : int
+        How many images a line may run across.
     """
     filters, S = problem.out_channels // problem.groups, problem.kernel_size[1]
     high, wide = grad_strides[2:]
-    table: list[tuple] = []
-    taps: list[tuple[int, int]] = []
+    rectangles: list[Rectangle] = []
+    taps: list[Pair] = []
     for rows, columns in product(*input_axes(problem)):
         pairs = list(product(rows.taps, columns.taps))
-        shared = (len(taps), len(pairs), filters)
+        found = (len(taps), len(pairs), filters)
         taps += [(i * high + j * wide, (r * S + s) * filters * block) for (r, i), (s, j) in pairs]
         down, along = (rows.count, high, rows.step * x_strides[2]), (columns.count, wide, columns.step * x_strides[3])
-        table += rectangle(0, rows.start * x_strides[2] + columns.start * x_strides[3], down, along, shared, tile)
-    return Lines(np.array(table, np.int64).reshape(-1, 8), np.array(taps or [(0, 0)], np.int64))
+        start = rows.start * x_strides[2] + columns.start * x_strides[3]
+        rectangles.append(Rectangle(0, start, down, along, found))
+    return cover(rectangles, taps, tile, (images, grad_strides[0], x_strides[0]))
