@@ -148,11 +148,12 @@ def noisy(level, noise, rounds=20, slow_seconds=()):
     [
         (noisy(900, 0.001), noisy(1000, 0.001), True),
         (noisy(995, 0.001), noisy(1000, 0.001), False),  # within the floor
-        (noisy(940, 0.3), noisy(1000, 0.3), False),  # within the noise
+        (noisy(970, 0.1), noisy(1000, 0.1), False),  # within the noise
         (noisy(600, 0.1), noisy(1000, 0.1), True),
         (noisy(900, 0.005, slow_seconds=range(3, 17)), noisy(1000, 0.005, slow_seconds=range(3, 17)), True),
         (noisy(1100, 0.001), noisy(1000, 0.001), False),
         (Timing((900.0,)), Timing((1000.0,)), True),
+        (Timing((700.0, 900.0, 1400.0)), Timing((1000.0, 1300.0, 1900.0)), True),  # by more than any noise
     ],
 )
 def test_the_incumbent_stays_unless_beaten_by_more_than_the_noise(challenger, incumbent, expected):

@@ -24,6 +24,7 @@ from fastconv.problem import ConvProblem
 from fastconv.sizes import Pair
 
 _PACK_NS = 0.5  # for each weight
+_FILL_NS = 1.3  # for each pixel of a channel that no tap reaches
 
 
 @dataclass(frozen=True)
@@ -125,10 +126,10 @@ class ByPhases:
 
     def cost(self, problem: ConvProblem, params: Params) -> float:
         """Predicted nanoseconds on one thread."""
-        packing = _PACK_NS * math.prod(problem.weight_shape)
-        return packing + sum(
-            self.forward.cost(p.problem, self._fitting(p.problem, params)) for p in phases(problem) if p.problem
-        )
+        computed = [phase.problem for phase in phases(problem) if phase.problem]
+        unread = math.prod(problem.in_size) - sum(math.prod(p.conv_size) for p in computed)
+        extra = _PACK_NS * math.prod(problem.weight_shape) + _FILL_NS * problem.batch * problem.in_channels * unread
+        return extra + sum(self.forward.cost(p, self._fitting(p, params)) for p in computed)
 
     def make(self, problem: ConvProblem, params: Params, threads: int) -> InputPhases:
         """Compile or load the kernels."""

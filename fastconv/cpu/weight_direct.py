@@ -32,6 +32,9 @@ GEOMETRY = fields(
     "lines", "runs", "chunks", "splits", "channel_tiles", "filter_block", "filter_blocks",
 )  # fmt: skip
 
+_FAR_BYTES = 14 << 20  # so much does not stay in a shared cache
+_FAR_NS = 0.1  # to read a byte from memory, in pieces that no prefetcher follows
+
 
 def unsupported(problem: ConvProblem) -> str | None:
     """Why this algorithm cannot compute `problem`, or None if it can."""
@@ -53,10 +56,12 @@ def cost(problem: ConvProblem, params: Params) -> float:
     """Predicted nanoseconds on one thread."""
     rows, vectors = params["rows"], params["vectors"]
     channels, filters = problem.in_channels // problem.groups, problem.out_channels // problem.groups
+    taps, pixels = math.prod(problem.kernel_size), problem.batch * math.prod(problem.conv_size)
     tiles = -(-filters // rows) * channels // (vectors * host().lanes(problem.itemsize))
-    # Pixels lie far apart, often at multiples of a page, which L1 cannot hold.
-    each = 1.5 * problem.batch * math.prod(problem.conv_size) * step_ns(rows, vectors) + per_tile_ns(rows, vectors)
-    return problem.groups * math.prod(problem.kernel_size) * tiles * each
+    # Pixels lie far apart, often at multiples of a page, which L1 cannot hold: other taps find them in L2.
+    each = (1.1 if taps == 1 else 1.0) * pixels * step_ns(rows, vectors) + per_tile_ns(rows, vectors)
+    read = problem.itemsize * pixels * problem.groups * (channels + filters)
+    return problem.groups * taps * tiles * each + read * (_FAR_NS if read > _FAR_BYTES else _FAR_NS / 5)
 
 
 def make(problem: ConvProblem, params: Params, threads: int) -> WeightDirect:

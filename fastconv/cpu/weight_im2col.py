@@ -25,9 +25,10 @@ from fastconv.cpu.pack import whole_lines
 from fastconv.cpu.panels import pad_rows
 from fastconv.cpu.tiles import channel_vector_tiles, per_tile_ns, step_ns
 from fastconv.cpu.transpose import transpose
-from fastconv.cpu.weight_kernel import WeightKernel, copy_gradient, equal_blocks, odd_lines, prefetch_share
+from fastconv.cpu.weight_kernel import COPY_NS, WeightKernel, copy_gradient, equal_blocks, odd_lines, prefetch_share
 from fastconv.jit import job_kernel, source_stamp
 from fastconv.problem import ConvProblem
+from fastconv.sizes import Pair
 
 GEOMETRY = fields(
     "x_batch", "x_channel", "x_row", "x_column", "grad_batch", "grad_channel", "grad_row", "grad_column",
@@ -60,8 +61,12 @@ def cost(problem: ConvProblem, params: Params) -> float:
     pixels = problem.batch * problem.groups * math.prod(problem.conv_size)
     runs = math.prod(problem.weight_shape[1:]) // run
     tiles = runs * -(-run // rows) * -(-filters // (vectors * host().lanes(problem.itemsize)))
-    copies = 0.1 * problem.itemsize * (math.prod(problem.in_shape) + math.prod(problem.out_shape))
-    return pixels * tiles * (step_ns(rows, vectors) + per_tile_ns(rows, vectors) / _BAND_PIXELS) + copies
+    # Pixels with many channels lie at multiples of a page, which L1 cannot hold.
+    each = 1.2 * (step_ns(rows, vectors) + per_tile_ns(rows, vectors) / _BAND_PIXELS)
+    copied = problem.itemsize * (
+        _blocks(problem, params)[1] * math.prod(problem.in_shape) + math.prod(problem.out_shape)
+    )
+    return pixels * tiles * each + COPY_NS * copied
 
 
 def make(problem: ConvProblem, params: Params, threads: int) -> WeightIm2col:
@@ -73,6 +78,14 @@ def _run(problem: ConvProblem) -> int:
     """Elements of a column that are neighbours: those of a filter row, or with dilation of one tap."""
     channels = problem.in_channels // problem.groups
     return channels * (problem.kernel_size[1] if problem.dilation[1] == 1 else 1)
+
+
+def _blocks(problem: ConvProblem, params: Params) -> Pair:
+    """Filters of a block, which takes a quarter of L2, and how many blocks there are."""
+    most = host().l2 // 4 // (problem.itemsize * math.prod(problem.weight_shape[1:]))
+    return equal_blocks(
+        problem.out_channels // problem.groups, most, params["vectors"] * host().lanes(problem.itemsize)
+    )
 
 
 @cache
@@ -125,11 +138,8 @@ class WeightIm2col(WeightKernel):
 
     def __init__(self, problem: ConvProblem, params: Params, threads: int) -> None:
         super().__init__(problem, params, threads)
-        wide = params["vectors"] * self.lanes
         self.function = _compiled(params["rows"], params["vectors"], self.item, self.lanes, source_stamp())
-        # A block of the result takes a quarter of L2.
-        most = host().l2 // 4 // (self.item * math.prod(problem.weight_shape[1:]))
-        self.filter_block, self.filter_blocks = equal_blocks(problem.out_channels // problem.groups, most, wide)
+        self.filter_block, self.filter_blocks = _blocks(problem, params)
         height, width = problem.conv_size
         self.band = min(height, max(1, _BAND_PIXELS // width))
         self.bands = -(-height // self.band)

@@ -19,6 +19,7 @@ from fastconv.jit import inline, job_kernel, source_stamp
 from fastconv.problem import ConvProblem
 
 _SPLITS = 16  # jobs wanted; a constant, for the result must not depend on the number of threads
+COPY_NS = 0.1  # for a byte of a band, to copy it to where a kernel wants it
 
 _SUM = fields("elements", "splits", "per_job")
 _SUM_ELEMENTS = 1 << 13  # of the result, in one job

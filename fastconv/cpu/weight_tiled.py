@@ -26,9 +26,18 @@ from fastconv.cpu.memory import fill, ints
 from fastconv.cpu.pack import whole_lines
 from fastconv.cpu.panels import pad_rows
 from fastconv.cpu.tiles import channel_vector_tiles, per_tile_ns, step_ns
-from fastconv.cpu.weight_kernel import WeightKernel, copy_gradient, equal_blocks, odd_lines, prefetch_share, store_block
+from fastconv.cpu.weight_kernel import (
+    COPY_NS,
+    WeightKernel,
+    copy_gradient,
+    equal_blocks,
+    odd_lines,
+    prefetch_share,
+    store_block,
+)
 from fastconv.jit import job_kernel, source_stamp
 from fastconv.problem import ConvProblem
+from fastconv.sizes import Pair
 
 GEOMETRY = fields(
     "x_batch", "x_channel", "x_row", "x_column", "grad_batch", "grad_channel", "grad_row", "grad_column",
@@ -58,10 +67,20 @@ def cost(problem: ConvProblem, params: Params) -> float:
     rows, vectors = params["rows"], params["vectors"]
     channels, filters = problem.in_channels // problem.groups, problem.out_channels // problem.groups
     pixels = problem.batch * math.prod(problem.conv_size)
+    in_pixels = pixels if math.prod(problem.kernel_size) == 1 else problem.batch * math.prod(problem.in_size)
+    (_, channel_blocks), (_, filter_blocks) = _blocks(problem, params)
     tiles = -(-filters // rows) * -(-channels // (vectors * host().lanes(problem.itemsize)))
     each = pixels * step_ns(rows, vectors) + -(-pixels // _BAND_PIXELS) * per_tile_ns(rows, vectors)
-    copies = 0.1 * problem.itemsize * (math.prod(problem.in_shape) + math.prod(problem.out_shape))
-    return problem.groups * tiles * math.prod(problem.kernel_size) * each + copies
+    copied = problem.itemsize * (filter_blocks * in_pixels * channels + channel_blocks * pixels * filters)
+    return problem.groups * (tiles * math.prod(problem.kernel_size) * each + COPY_NS * copied)
+
+
+def _blocks(problem: ConvProblem, params: Params) -> tuple[Pair, Pair]:
+    """Channels of a block and how many blocks there are, and the same of filters; a block takes a quarter of L2."""
+    side = math.isqrt(host().l2 // 4 // (problem.itemsize * math.prod(problem.kernel_size)))
+    channels, filters = problem.in_channels // problem.groups, problem.out_channels // problem.groups
+    wide = params["vectors"] * host().lanes(problem.itemsize)
+    return equal_blocks(channels, side, wide), equal_blocks(filters, side, params["rows"])
 
 
 def make(problem: ConvProblem, params: Params, threads: int) -> WeightTiled:
@@ -124,14 +143,8 @@ class WeightTiled(WeightKernel):
 
     def __init__(self, problem: ConvProblem, params: Params, threads: int) -> None:
         super().__init__(problem, params, threads)
-        rows, wide = params["rows"], params["vectors"] * self.lanes
-        self.function = _compiled(rows, params["vectors"], self.item, self.lanes, source_stamp())
-        channels, filters = problem.in_channels // problem.groups, problem.out_channels // problem.groups
-        # A block of the result takes a quarter of L2.
-        taps = math.prod(problem.kernel_size)
-        side = math.isqrt(host().l2 // 4 // (self.item * taps))
-        self.channel_block, self.channel_blocks = equal_blocks(channels, side, wide)
-        self.filter_block, self.filter_blocks = equal_blocks(filters, side, rows)
+        self.function = _compiled(params["rows"], params["vectors"], self.item, self.lanes, source_stamp())
+        (self.channel_block, self.channel_blocks), (self.filter_block, self.filter_blocks) = _blocks(problem, params)
         height, width = problem.conv_size
         self.band = min(height, max(1, _BAND_PIXELS // width))
         self.bands = -(-height // self.band)

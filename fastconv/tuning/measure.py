@@ -24,6 +24,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 SAMPLE_NS = 50_000  # a sample repeats its call for at least this long
 NOISE_FLOOR = 0.02
+NOISE_CEILING = 0.2  # more than that is a difference, however noisy
 _ROUNDS = (20, 100)  # at least and at most, time permitting
 _MIN_SECONDS = 0.3  # short calls go on for more rounds until this is over
 # After so many rounds, drop what takes so many times the fastest, and keep at most this share of the rest.
@@ -200,6 +201,6 @@ def _survivors(best: dict[Key, float], limit: float, share: float, keep: Key | N
 
 
 def beats(challenger: Timing, incumbent: Timing) -> bool:
-    """Whether the challenger's minimum is shorter by more than the noise of both, and than `NOISE_FLOOR`."""
-    noise = max(NOISE_FLOOR, challenger.noise, incumbent.noise)
+    """Whether the challenger's minimum is shorter by more than the noise of both, within `NOISE_FLOOR` and ceiling."""
+    noise = min(NOISE_CEILING, max(NOISE_FLOOR, challenger.noise, incumbent.noise))
     return challenger.best_ns < (1 - noise) * incumbent.best_ns
