@@ -49,6 +49,7 @@ SELECTION = [
         "n1c9h9w8k6r3s3p1_relu_lp2u2n2",
         "n2c21h9w8k37r3s3p1_bias_relu_raw",
         "n1c20h6w9k70r1s1_raw",
+        "n1c9h1w3k130r3s3p1",
         "n1c12h9w8k36r3s2p1g2_bias_max2u2_raw",
     ]
 ]

@@ -426,3 +426,10 @@ def test_a_wrong_grad_output_is_refused_and_the_right_one_still_works(case: tupl
     np.testing.assert_array_equal(layer.backward(grad), expected)
     for parameter, gradient in zip(layer.parameters(), gradients, strict=True):
         np.testing.assert_array_equal(parameter.grad, gradient)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int64"])
+def test_a_layer_of_another_dtype_is_refused(dtype: str) -> None:
+    for make in (lambda: nn.Conv2d(2, 3, 3, dtype=dtype), lambda: nn.BatchNorm2d(3, dtype=dtype)):
+        with pytest.raises(TypeError, match=f"dtype must be float32 or float64, got {dtype}"):
+            make()

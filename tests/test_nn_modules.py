@@ -393,3 +393,28 @@ def test_a_shared_parameter_comes_once() -> None:
     first, second = nn.Linear(3, 3), nn.Linear(3, 3)
     second.weight = first.weight
     assert len(list(nn.Sequential(first, second).parameters())) == 3
+
+
+def test_modules_finds_all_below() -> None:
+    net = network()
+    assert [type(m).__name__ for m in net.modules()] == [
+        "Sequential", "Conv2d", "ReLU", "MaxPool2d", "Residual", "Sequential", "Conv2d", "BatchNorm2d", "Sequential",
+        "AdaptiveAvgPool2d", "Flatten", "Linear",
+    ]  # fmt: skip
+
+
+def test_a_slice_shares_the_modules() -> None:
+    net, x = network(), images()
+    head = net[:3]
+    assert isinstance(head, nn.Sequential) and [*head] == [net[0], net[1], net[2]]
+    head.freeze()
+    assert not net[0].trainable and net[6].trainable
+    np.testing.assert_array_equal(net[3:].eval()(head.eval()(x)), net.eval()(x))
+
+
+def test_repr_is_a_tree() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Residual(nn.ReLU(), nn.Sequential()))
+    assert repr(net).splitlines() == [
+        "Sequential(", "  (0): Conv2d(weight: (2, 1, 3, 3), bias: (2,))", "  (1): Residual(", "    (0): ReLU()",
+        "    (1): Sequential()", "  )", ")",
+    ]  # fmt: skip

@@ -174,6 +174,10 @@ def test_load_state_dict_errors() -> None:
     larger.step()
     with pytest.raises(ValueError, match=r"exp_avg of parameter 0 must have shape \(3,\), got \(4,\)"):
         optimizer.load_state_dict(larger.state_dict())
+    with pytest.raises(ValueError, match=r"an optimizer with the options \['amsgrad', .*, got \['dampening'"):
+        optimizer.load_state_dict(optim.SGD([nn.Parameter(np.zeros(3))], lr=5).state_dict())
+    with pytest.raises(ValueError, match=r"got none of its \['param_groups', 'state'\]"):
+        optimizer.load_state_dict({"a": 1})
     assert optimizer.param_groups[0]["lr"] == 1e-3 and not optimizer.state
 
 

@@ -101,16 +101,16 @@ def _emit_contract(
     a_offset = [bld.mul(r, a_row) for r in row]
     vector = [_I64(v * emit.lanes) for v in range(n_vecs)]
 
+    pointers = {(r, v): emit.at(out, bld.mul(row[r], out_row), vector[v]) for r, v in tile}
+    for (_, v), pointer in pointers.items():
+        if v * emit.lanes * emit.itemsize % LINE_BYTES == 0:
+            prefetch(bld, pointer, write=True, level=1)
     # Loop-carried values live on the stack, which LLVM turns into registers.
     acc, total = ({k: cgutils.alloca_once(bld, emit.vector) for k in tile} for _ in range(2))
     for r, v in tile:
         start = emit.load(emit.at(init, bld.mul(row[r], init_row), bld.mul(_I64(v), init_vector)))
         bld.store(start, total[r, v])
         bld.store(emit.constant(0.0), acc[r, v])
-    pointers = {(r, v): emit.at(out, bld.mul(row[r], out_row), vector[v]) for r, v in tile}
-    for (_, v), pointer in pointers.items():
-        if v * emit.lanes * emit.itemsize % LINE_BYTES == 0:
-            prefetch(bld, pointer, write=True, level=1)
     a_now, b_now, summed = (cgutils.alloca_once(bld, kind) for kind in (a.type, b.type, _I64))
     bld.store(_I64(0), summed)
 

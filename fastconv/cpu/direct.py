@@ -37,7 +37,7 @@ from fastconv.problem import ConvProblem
 from fastconv.sizes import Pair
 
 GEOMETRY = fields(
-    "lines", "line_count", "repeated", "images", "lines_per_job", "line_jobs", "taps", "blocks", "blocks_per_job",
+    "lines", "line_count", "of_image", "images", "lines_per_job", "line_jobs", "taps", "blocks", "blocks_per_job",
     "block_jobs", "groups", "filters", "raw", "length", "kernel_taps", "tile", "x_batch", "x_group", "x_step",
     "out_batch", "out_filter", "epilogue",
 )  # fmt: skip
@@ -81,9 +81,9 @@ def _compiled(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
         g = carray(geometry, 1)[0]
         line_job, rest = index % g.line_jobs, index // g.line_jobs
         block_job, group = rest % g.block_jobs, rest // g.block_jobs
-        table, in_images = ints(g.lines, g.line_count, 8), g.images * g.repeated
+        table, image_lines = ints(g.lines, g.line_count, 8), g.images * g.of_image
         first_line = line_job * g.lines_per_job
-        last_line = min(first_line + g.lines_per_job, in_images + g.line_count - g.repeated)
+        last_line = min(first_line + g.lines_per_job, image_lines + g.line_count - g.of_image)
         first_block = block_job * g.blocks_per_job
         last_block = min(first_block + g.blocks_per_job, g.blocks)
         dense = g.out_filter == 1
@@ -93,7 +93,9 @@ def _compiled(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
             filters = min(BLOCK, g.filters - block * BLOCK)
             for line in range(first_line, last_line):
                 n, row = (
-                    (line // g.repeated, line % g.repeated) if line < in_images else (0, line - in_images + g.repeated)
+                    (line // g.of_image, line % g.of_image)
+                    if line < image_lines
+                    else (0, line - image_lines + g.of_image)
                 )
                 x_line, out_line, pixels, x_row, out_row, tap, n_taps, steps = table[row]
                 x_line += n * g.x_batch + group * g.x_group
@@ -141,7 +143,7 @@ class Direct(ConvKernel):
     ) -> Geometry:  # fmt: skip
         """The record for lines of an input of `channels` per group and `size`; `packed` is scratch for weights."""
         p, count = self.problem, len(found.lines)
-        all_lines = p.batch * found.repeated + count - found.repeated
+        all_lines = p.batch * found.of_image + count - found.of_image
         line_bytes = p.batch * channels * math.prod(size) * self.item // max(1, all_lines)
         block_bytes = packing["length"] * self.block * self.item
         wanted = self.wanted_jobs(4)
@@ -151,7 +153,7 @@ class Direct(ConvKernel):
         line_jobs, block_jobs = -(-all_lines // lines_per_job), -(-self.blocks // blocks_per_job)
         return record(
             GEOMETRY, p.groups * line_jobs * block_jobs, slab, {"lines": found.lines, "taps": found.taps},
-            line_count=count, repeated=found.repeated, images=p.batch, lines_per_job=lines_per_job, line_jobs=line_jobs,
+            line_count=count, of_image=found.of_image, images=p.batch, lines_per_job=lines_per_job, line_jobs=line_jobs,
             blocks_per_job=blocks_per_job, block_jobs=block_jobs,
             groups=p.groups, blocks=self.blocks, tile=tile, **packing,
             x_batch=x_strides[0], x_group=channels * x_strides[1], x_step=x_strides[1],

@@ -14,7 +14,7 @@ import math
 from itertools import product
 
 from fastconv.cpu.direct import Direct
-from fastconv.cpu.geometry import input_axes, input_lines, tiles_of
+from fastconv.cpu.geometry import input_axes, input_lines, tiles_in_batch
 from fastconv.cpu.host import host
 from fastconv.cpu.kernel import Geometry, Params
 from fastconv.cpu.pack_input import InputPacker
@@ -46,7 +46,7 @@ def cost(problem: ConvProblem, params: Params) -> float:
         step += 4 * FMA_NS  # channels lie a plane apart: a cache line brings one useful row of the tile
     each = 0.0
     for down, along in product(*input_axes(problem)):
-        tiles = tiles_of(problem, down.count, along.count, rows)
+        tiles = tiles_in_batch(problem, down.count, along.count, rows)
         each += tiles * (len(down.taps) * len(along.taps) * filters * step + per_tile_ns(rows, vectors))
         if problem.memory_format == "contiguous":
             each += tiles * rows * vectors * 12 * FMA_NS  # results are scattered

@@ -16,10 +16,10 @@ _ELEMENT = {4: ir.FloatType(), 8: ir.DoubleType()}
 
 def prefetch(builder: ir.IRBuilder, pointer: Any, *, write: bool, level: int) -> None:
     """Bring a cache line into the cache of a level, 1 to 3; an address outside of memory does no harm."""
-    kind = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
+    byte, data = ir.IntType(8).as_pointer(), _I32(1)
+    kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    data = _I32(1)
-    builder.call(function, [pointer, _I32(int(write)), _I32(4 - level), data])
+    builder.call(function, [builder.bitcast(pointer, byte), _I32(int(write)), _I32(4 - level), data])
 
 
 class Emitter:

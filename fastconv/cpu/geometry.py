@@ -2,7 +2,8 @@
 
 A *tap* is one filter position (r, s). A *segment* is a run of output positions along one axis that see
 the same taps inside the image; the product of a row segment and a column segment is a rectangle whose
-pixels need no test for padding at all. A *line* is a run of pixels of such a rectangle.
+pixels need no test for padding at all. A *line* is a run of pixels of such a rectangle, or the same pixel of
+one image after the other.
 """
 
 from __future__ import annotations
@@ -52,14 +53,25 @@ def axes(problem: ConvProblem) -> tuple[list[Segment], list[Segment]]:
     return rows, columns
 
 
-def tiles_of(problem: ConvProblem, down: int, along: int, tile: int) -> int:
-    """Register tiles of `tile` pixels for a rectangle of `down` x `along` pixels in each image."""
+def tiles_of(down: int, along: int, tile: int, images: int) -> tuple[int, int]:
+    """Register tiles of `tile` pixels that `images` rectangles take: each by itself, and with lines across them.
+
+    Of a narrow rectangle, the columns are the lines.
+    """
     if along < min(tile, down):
         down, along = along, down
-    in_images = problem.batch * down * -(-along // tile)
-    if problem.memory_format == "contiguous":
-        return in_images
-    return min(in_images, down * along * -(-problem.batch // tile))
+    return images * down * -(-along // tile), down * along * -(-images // tile)
+
+
+def runs_across(alone: int, across: int) -> bool:
+    """Whether lines across images save enough tiles: their pixels lie far apart, often at multiples of a page."""
+    return 10 * across < 9 * alone
+
+
+def tiles_in_batch(problem: ConvProblem, down: int, along: int, tile: int) -> int:
+    """Register tiles for a rectangle of `down` x `along` pixels in each image, as `cover` chooses its lines."""
+    alone, across = tiles_of(down, along, tile, problem.batch)
+    return across if problem.memory_format == "channels_last" and runs_across(alone, across) else alone
 
 
 def tiles_and_steps(problem: ConvProblem, tile: int) -> tuple[int, int]:
@@ -71,7 +83,7 @@ def tiles_and_steps(problem: ConvProblem, tile: int) -> tuple[int, int]:
         down, along = len(rows), len(columns)
         if unpadded:
             down, along = 1, down * along
-        count = tiles_of(problem, down, along, tile)
+        count = tiles_in_batch(problem, down, along, tile)
         tiles += count
         steps += count * (rows.last - rows.first) * (columns.last - columns.first)
     return tiles, steps
@@ -86,7 +98,7 @@ class Lines:
     lines : int64 array (n, 8)
         Per line: offset into x, offset into out, pixels, distance of pixels in x and in out, first
         row of `taps`, number of taps, steps of the innermost sum. Offsets and distances in elements.
-    repeated : int
+    of_image : int
         So many lines, the first ones, are of one image and come again in each; the others run from image to
         image.
     taps : int64 array (m, 2)
@@ -94,11 +106,13 @@ class Lines:
     """
 
     lines: np.ndarray
-    repeated: int
+    of_image: int
     taps: np.ndarray
 
 
-Axis = tuple[int, int, int]  # pixels, and from one to the next in x and in out
+_LINE_TILES = 8  # of the longest line: a job is some lines
+
+Run = tuple[int, int, int]  # pixels, and from one to the next in x and in out
 
 
 @dataclass(frozen=True)
@@ -109,7 +123,7 @@ class Rectangle:
     ----------
     x, out : int
         Offsets of the first one.
-    down, along : Axis
+    down, along : Run
         Its rows, and the pixels of a row.
     sum : (int, int, int)
         First row of `Lines.taps`, number of taps, steps of the innermost sum.
@@ -117,50 +131,55 @@ class Rectangle:
 
     x: int
     out: int
-    down: Axis
-    along: Axis
+    down: Run
+    along: Run
     sum: tuple[int, int, int]
 
-    def lines(self, tile: int) -> list[tuple[int, ...]]:
-        """Rows of `Lines.lines` that cover it; where it is narrow, its columns are the lines."""
+    @property
+    def axes(self) -> tuple[Run, Run]:
+        """`down` and `along`, or one long row where rows follow each other."""
         down, along = self.down, self.along
         if down[1:] == (along[0] * along[1], along[0] * along[2]):
-            down, along = (1, 0, 0), (down[0] * along[0], *along[1:])  # rows follow each other: one long line
-        elif along[0] < min(tile, down[0]):
+            return (1, 0, 0), (down[0] * along[0], *along[1:])
+        return down, along
+
+    def lines(self, tile: int) -> list[tuple[int, ...]]:
+        """Rows of `Lines.lines` that cover it in one image; where it is narrow, its columns are the lines."""
+        down, along = self.axes
+        if along[0] < min(tile, down[0]):
             down, along = along, down
-        return [line for i in range(down[0]) for line in self._line(i * down[1], i * down[2], along, tile)]
-
-    def across(self, tile: int, images: Axis) -> list[tuple[int, ...]]:
-        """Lines that run from image to image, one for each pixel."""
-        pixels = product(range(self.down[0]), range(self.along[0]))
-        offsets = ([i * self.down[n] + j * self.along[n] for n in (1, 2)] for i, j in pixels)
-        return [line for x, out in offsets for line in self._line(x, out, images, tile)]
-
-    def _line(self, x: int, out: int, along: Axis, tile: int) -> list[tuple[int, ...]]:
-        """A line, cut into pieces of a few tiles."""
-        count, in_x, in_out = along
+        longest = _LINE_TILES * tile
         return [
-            (self.x + x + j * in_x, self.out + out + j * in_out, min(8 * tile, count - j), in_x, in_out, *self.sum)
-            for j in range(0, count, 8 * tile)
+            self._line(i * down[1] + j * along[1], i * down[2] + j * along[2], min(longest, along[0] - j), along)
+            for i, j in product(range(down[0]), range(0, along[0], longest))
         ]
 
+    def across(self, tile: int, images: Run) -> list[tuple[int, ...]]:
+        """Lines that run from image to image, one for each pixel; first all those of the first few images."""
+        (high, *down), (wide, *along) = self.axes
+        count, longest = images[0], _LINE_TILES * tile
+        found = []
+        for n, i, j in product(range(0, count, longest), range(high), range(wide)):
+            x, out = (n * images[m] + i * down[m - 1] + j * along[m - 1] for m in (1, 2))
+            found.append(self._line(x, out, min(longest, count - n), images))
+        return found
 
-def cover(rectangles: list[Rectangle], taps: list[Pair], tile: int, images: Axis) -> Lines:
+    def _line(self, x: int, out: int, count: int, run: Run) -> tuple[int, ...]:
+        return (self.x + x, self.out + out, count, *run[1:], *self.sum)
+
+
+def cover(rectangles: list[Rectangle], taps: list[Pair], tile: int, images: Run) -> Lines:
     """Lines of the orientation that needs the fewest register tiles of `tile` pixels."""
-    repeated: list[tuple] = []
-    across: list[tuple] = []
+    of_image: list[tuple[int, ...]] = []
+    across: list[tuple[int, ...]] = []
     for rectangle in rectangles:
-        lines, others = rectangle.lines(tile), rectangle.across(tile, images)
-        if images[0] > 1 and _tiles(others, tile) < images[0] * _tiles(lines, tile):
-            across += others
+        down, along = rectangle.axes
+        if runs_across(*tiles_of(down[0], along[0], tile, images[0])):
+            across += rectangle.across(tile, images)
         else:
-            repeated += lines
-    table = np.array(repeated + across, np.int64).reshape(-1, 8)
-    return Lines(table, len(repeated), np.array(taps or [(0, 0)], np.int64))
-
-
-def _tiles(lines: list[tuple], tile: int) -> int:
-    return sum(-(-line[2] // tile) for line in lines)
+            of_image += rectangle.lines(tile)
+    table = np.array(of_image + across, np.int64).reshape(-1, 8)
+    return Lines(table, len(of_image), np.array(taps or [(0, 0)], np.int64))
 
 
 def lines(

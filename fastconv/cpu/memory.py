@@ -50,7 +50,7 @@ def put(typingctx, address, index, value, ITEM):
 
 @intrinsic(prefer_literal=True)
 def prefetch_lines(typingctx, address, count, WRITE):
-    """Bring the cache lines of `count` bytes from `address` on into L2, to be read (WRITE 0) or written (1)."""
+    """Bring the cache lines of `count` bytes from `address` on near, to be read (WRITE 0) or written (1)."""
     write = bool(WRITE.literal_value)
 
     def codegen(context, builder, signature, args):

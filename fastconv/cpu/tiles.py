@@ -42,11 +42,14 @@ def pixel_vector_tiles(problem: ConvProblem) -> list[Tile]:
     return [tile for tile in _WIDE[registers] if tile[0] <= filters] or [_WIDE[registers][1]]
 
 
-def step_ns(rows: int, vectors: int) -> float:
-    """Time of one step of the contraction: multiply-adds, unless loads or their latency bind."""
+def step_ns(rows: int, vectors: int, apart: bool = True) -> float:
+    """Time of one step of the contraction: multiply-adds, unless loads or their latency bind.
+
+    `apart` says that each row of the tile is read from a cache line of its own; L1 has ways for 8.
+    """
     accumulators, loads = rows * vectors, rows + vectors
-    far = 1.12 if rows > 9 else 1.0  # each row is read from a cache line of its own, more than L1 has ways
-    return FMA_NS * far * max(accumulators, loads / 2, 4)
+    crowded = 1.12 if apart and rows > 8 else 1.0
+    return FMA_NS * crowded * max(accumulators, loads / 2, 4)
 
 
 def per_tile_ns(rows: int, vectors: int) -> float:

@@ -58,8 +58,8 @@ def cost(problem: ConvProblem, params: Params) -> float:
     channels, filters = problem.in_channels // problem.groups, problem.out_channels // problem.groups
     taps, pixels = math.prod(problem.kernel_size), problem.batch * math.prod(problem.conv_size)
     tiles = -(-filters // rows) * channels // (vectors * host().lanes(problem.itemsize))
-    # Pixels lie far apart, often at multiples of a page, which L1 cannot hold: other taps find them in L2.
-    each = (1.1 if taps == 1 else 1.0) * pixels * step_ns(rows, vectors) + per_tile_ns(rows, vectors)
+    # Pixels lie far apart, often at multiples of a page, and L1 cannot hold them; with several taps, L2 does.
+    each = (1.1 if taps == 1 else 1.0) * pixels * step_ns(rows, vectors, apart=False) + per_tile_ns(rows, vectors)
     read = problem.itemsize * pixels * problem.groups * (channels + filters)
     return problem.groups * taps * tiles * each + read * (_FAR_NS if read > _FAR_BYTES else _FAR_NS / 5)
 

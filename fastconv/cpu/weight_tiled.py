@@ -70,7 +70,7 @@ def cost(problem: ConvProblem, params: Params) -> float:
     in_pixels = pixels if math.prod(problem.kernel_size) == 1 else problem.batch * math.prod(problem.in_size)
     (_, channel_blocks), (_, filter_blocks) = _blocks(problem, params)
     tiles = -(-filters // rows) * -(-channels // (vectors * host().lanes(problem.itemsize)))
-    each = pixels * step_ns(rows, vectors) + -(-pixels // _BAND_PIXELS) * per_tile_ns(rows, vectors)
+    each = pixels * step_ns(rows, vectors, apart=False) + -(-pixels // _BAND_PIXELS) * per_tile_ns(rows, vectors)
     copied = problem.itemsize * (filter_blocks * in_pixels * channels + channel_blocks * pixels * filters)
     return problem.groups * (tiles * math.prod(problem.kernel_size) * each + COPY_NS * copied)
 

@@ -1,4 +1,4 @@
-"""Gradients of a convolution, with the names of torch.nn.grad."""
+"""Gradients of a convolution; those of input and weights have the names of torch.nn.grad."""
 
 from __future__ import annotations
 

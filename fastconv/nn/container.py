@@ -20,20 +20,22 @@ class _Container(Module):
         for module in modules:
             if not isinstance(module, Module):
                 raise TypeError(f"modules must be fastconv.nn modules, got {module!r}")
-        self.modules = modules
+        self._members = modules
 
     def named_children(self) -> Iterator[tuple[str, Module]]:
         """The modules and their numbers."""
-        yield from ((str(n), module) for n, module in enumerate(self.modules))
+        yield from ((str(n), module) for n, module in enumerate(self._members))
 
-    def __getitem__(self, index: int) -> Module:
-        return self.modules[index]
+    def __getitem__(self, index: Any) -> Any:
+        """A module, or for a slice a container of the same kind that shares its modules."""
+        found = self._members[index]
+        return type(self)(*found) if isinstance(index, slice) else found
 
     def __len__(self) -> int:
-        return len(self.modules)
+        return len(self._members)
 
     def __iter__(self) -> Iterator[Module]:
-        return iter(self.modules)
+        return iter(self._members)
 
 
 class Sequential(_Container):
@@ -58,9 +60,9 @@ class Sequential(_Container):
     def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
         """`Module.backward`, from the last module to the lowest that anybody needs a gradient of."""
         grad: Any = grad_output
-        lowest = 0 if input_grad else next((n for n, m in enumerate(self.modules) if m.trainable), len(self.modules))
-        for n in reversed(range(lowest, len(self.modules))):
-            grad = self.modules[n].backward(grad, input_grad=input_grad or n > lowest)
+        lowest = 0 if input_grad else next((n for n, m in enumerate(self._members) if m.trainable), len(self._members))
+        for n in reversed(range(lowest, len(self._members))):
+            grad = self._members[n].backward(grad, input_grad=input_grad or n > lowest)
         self.release()
         return grad if input_grad else None
 
@@ -76,11 +78,11 @@ class Residual(_Container):
     def forward(self, x: np.ndarray) -> np.ndarray:
         """The sum of the branches' outputs, which have the same shape."""
         with self.recorded():
-            return reduce(add, [branch.forward(x) for branch in self.modules])
+            return reduce(add, [branch.forward(x) for branch in self._members])
 
     def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
         """`Module.backward`: the sum of the branches' input gradients."""
-        needed = [branch for branch in self.modules if input_grad or branch.trainable]
+        needed = [branch for branch in self._members if input_grad or branch.trainable]
         grads: list[Any] = [branch.backward(grad_output, input_grad=input_grad) for branch in needed]
         self.release()
         return reduce(add, grads) if input_grad else None

@@ -29,6 +29,12 @@ def generator(rng: np.random.Generator | None) -> np.random.Generator:
     return _Default.generator if rng is None else rng
 
 
+def check_dtype(dtype: str) -> None:
+    """Raise a TypeError unless `dtype` is float32 or float64."""
+    if np.dtype(dtype) not in (np.float32, np.float64):
+        raise TypeError(f"dtype must be float32 or float64, got {np.dtype(dtype)}")
+
+
 def kaiming_parameters(
     weight_shape: tuple[int, ...], bias_shape: tuple[int, ...], fan_in: int, *, bias: bool,
     rng: np.random.Generator | None, dtype: str,
@@ -39,6 +45,7 @@ def kaiming_parameters(
     between -1/sqrt(fan_in) and 1/sqrt(fan_in), where `fan_in` counts the inputs of one output; the bias has
     the same.
     """
+    check_dtype(dtype)
     bound, random = 1 / math.sqrt(fan_in), generator(rng)
     weight = Parameter(random.uniform(-bound, bound, weight_shape).astype(dtype))
     return weight, Parameter(random.uniform(-bound, bound, bias_shape).astype(dtype)) if bias else None

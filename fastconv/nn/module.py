@@ -170,7 +170,8 @@ class Module(ABC):
     @contextmanager
     def recorded(self) -> Iterator[None]:
         """Within a ``with`` block, all modules below record if this one does."""
-        told = [module for module in self._below() if not module._inside] if self.recording else []
+        told = [module for module in self.modules() if module is not self and not module._inside]
+        told = told if self.recording else []
         for module in told:
             module._inside = True
         try:
@@ -201,7 +202,8 @@ class Module(ABC):
         if kept is None:
             raise RuntimeError(
                 f"{type(self).__name__}.backward needs what forward keeps in training mode, and takes it: call "
-                "train() on the layer or the network around it if need be, then forward before each backward"
+                "train() on the layer or the network around it if need be, then forward before each backward (a module "
+                "of your own runs its layers within `with self.recorded():`, so that those in eval mode keep it too)"
             )
         if grad_output is not None and self._output_like is not None:
             check_alike(self._output_like, as_floats(grad_output, "grad_output"), "grad_output")
@@ -218,11 +220,18 @@ class Module(ABC):
         """The modules directly below, with their names."""
         yield from ((name, value) for name, value in vars(self).items() if isinstance(value, Module))
 
-    def _below(self) -> Iterator[Module]:
-        """All modules below."""
+    def modules(self) -> Iterator[Module]:
+        """This module and all below; one that comes twice, twice."""
+        yield self
         for _, child in self.named_children():
-            yield child
-            yield from child._below()
+            yield from child.modules()
+
+    def __repr__(self) -> str:
+        lines = [f"  ({name}): {child!r}".replace("\n", "\n  ") for name, child in self.named_children()]
+        if lines:
+            return f"{type(self).__name__}(\n" + "\n".join(lines) + "\n)"
+        shapes = (f"{name}: {p.value.shape}" for name, p in vars(self).items() if isinstance(p, Parameter))
+        return f"{type(self).__name__}({', '.join(shapes)})"
 
     def named_state(self, prefix: str = "") -> Iterator[tuple[str, Buffer]]:
         """Parameters and buffers of this module and all below, by torch's names."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from fastconv.arrays import as_floats
 from fastconv.cpu.channels import channel_moments, channel_products, channel_sums, normalize, normalize_backward
+from fastconv.nn.init import check_dtype
 from fastconv.nn.module import Buffer, Module, Parameter
 
 
@@ -42,6 +43,7 @@ class BatchNorm2d(Module):
         self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True,
         track_running_stats: bool = True, *, dtype: str = "float32",
     ) -> None:  # fmt: skip
+        check_dtype(dtype)
         self.num_features, self.eps, self.momentum, self.dtype = num_features, eps, momentum, np.dtype(dtype)
         self.weight = Parameter(np.ones(num_features, dtype)) if affine else None
         self.bias = Parameter(np.zeros(num_features, dtype)) if affine else None

@@ -88,18 +88,24 @@ class Optimizer(ABC):
         return {"state": {numbers[p]: _copied(state) for p, state in self.state.items()}, "param_groups": groups}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over options and state of an optimizer for as many parameters in as many groups.
+        """Take over options and state of an optimizer of this kind, for as many parameters in as many groups.
 
         Raises
         ------
         ValueError
-            If the groups or the shapes differ; nothing has been loaded then.
+            If the groups, their options or the shapes differ; nothing has been loaded then.
         """
+        if missing := {"param_groups", "state"} - state_dict.keys():
+            raise ValueError(f"state_dict must be that of an optimizer, got none of its {sorted(missing)}")
         sizes, given = [len(g["params"]) for g in self.param_groups], state_dict["param_groups"]
         if [len(g["params"]) for g in given] != sizes:
             raise ValueError(
                 f"state_dict must have groups of {sizes} parameters, got {[len(g['params']) for g in given]}"
             )
+        options = self.param_groups[0].keys()
+        if other := next((group for group in given if group.keys() != options), None):
+            wanted, got = (sorted(names - {"params"}) for names in (options, other.keys()))
+            raise ValueError(f"state_dict must be that of an optimizer with the options {wanted}, got {got}")
         parameters, state = self._parameters(), {}
         for number, values in state_dict["state"].items():
             shape = parameters[number].value.shape

@@ -201,6 +201,9 @@ def _survivors(best: dict[Key, float], limit: float, share: float, keep: Key | N
 
 
 def beats(challenger: Timing, incumbent: Timing) -> bool:
-    """Whether the challenger's minimum is shorter by more than the noise of both, within `NOISE_FLOOR` and ceiling."""
+    """Whether the challenger's minimum is shorter by more than the noise.
+
+    That of the noisier of the two, but at least `NOISE_FLOOR` and at most `NOISE_CEILING`.
+    """
     noise = min(NOISE_CEILING, max(NOISE_FLOOR, challenger.noise, incumbent.noise))
     return challenger.best_ns < (1 - noise) * incumbent.best_ns

@@ -24,6 +24,7 @@ _SHAPES = (
     "n1c32h14w14k64r3s3p1g4",
     "n1c64h14w14k64r3s3p1_dgrad",
     "n1c64h14w14k64r3s3p1_wgrad",
+    "n1c3h14w14k32r3s3p1_wgrad",
     "n1c32h14w14k32r3s3p1g32_dgrad",
     "n1c32h14w14k32r3s3p1g32_wgrad",
     "n1c16h14w14_max3u2p1",
