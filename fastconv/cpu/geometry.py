@@ -70,6 +70,8 @@ def runs_across(alone: int, across: int) -> bool:
 
 def tiles_in_batch(problem: ConvProblem, down: int, along: int, tile: int) -> int:
     """Register tiles for a rectangle of `down` x `along` pixels in each image, as `cover` chooses its lines."""
+    if problem.kernel_size == problem.stride == (1, 1) and problem.in_size == problem.conv_size:
+        down, along = 1, down * along  # rows follow each other
     alone, across = tiles_of(down, along, tile, problem.batch)
     return across if problem.memory_format == "channels_last" and runs_across(alone, across) else alone
 
@@ -78,12 +80,8 @@ def tiles_and_steps(problem: ConvProblem, tile: int) -> tuple[int, int]:
     """Register tiles of `tile` pixels that cover all images, and the taps that they visit together."""
     tiles = steps = 0
     row_segments, column_segments = axes(problem)
-    unpadded = problem.kernel_size == problem.stride == (1, 1) and len(row_segments) == len(column_segments) == 1
     for rows, columns in product(row_segments, column_segments):
-        down, along = len(rows), len(columns)
-        if unpadded:
-            down, along = 1, down * along
-        count = tiles_in_batch(problem, down, along, tile)
+        count = tiles_in_batch(problem, len(rows), len(columns), tile)
         tiles += count
         steps += count * (rows.last - rows.first) * (columns.last - columns.first)
     return tiles, steps

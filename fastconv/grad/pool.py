@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.arrays import as_floats, as_image, check_out, empty, memory_format
+from fastconv.arrays import as_floats, as_image, memory_format, target
 from fastconv.dispatch import kernel_for
 from fastconv.functional.calls import CallCache
 from fastconv.grad.sizes import as_size
@@ -157,20 +157,16 @@ def _gradient(
     grad, batched = as_image(grad_output, "grad_output")
     size = as_size(input_size, "input_size", (3 + batched,))
     shape = size if batched else (1, *size)
-    if out is not None:
-        check_out(out, size, grad.dtype, grad, *saved)
-    result = out if out is None or batched else out[None]
-    format = memory_format(grad if result is None else result)
+    result, answer = target(out, shape, batched, grad.dtype, memory_format(grad), grad, *saved)
+    format = memory_format(grad if out is None else result)
     key = (grad.shape, grad.dtype.char, shape, format, window, algorithm)
     try:
         kernel = _calls[key]
     except (KeyError, TypeError):  # TypeError: a list among the arguments
         kernel = kernel_for(_problem(grad, shape, format, window), algorithm)[0]
         _calls.remember(key, kernel)
-    if result is None:
-        result = empty(shape, grad.dtype, format)
     kernel.run(grad, result, *(array if batched else array[None] for array in saved))
-    return out if out is not None else result if batched else result[0]
+    return answer
 
 
 def _problem(grad: np.ndarray, shape: tuple[int, ...], format: MemoryFormat, window: tuple | None) -> PoolProblem:

@@ -170,8 +170,7 @@ class Module(ABC):
     @contextmanager
     def recorded(self) -> Iterator[None]:
         """Within a ``with`` block, all modules below record if this one does."""
-        told = [module for module in self.modules() if module is not self and not module._inside]
-        told = told if self.recording else []
+        told = [m for m in self.modules() if m is not self and not m._inside] if self.recording else []
         for module in told:
             module._inside = True
         try:

@@ -144,6 +144,7 @@ class AdaptiveAvgPool2d(Module):
         shape, format = self.take(grad_output)
         if not input_grad:
             return None
-        result = empty(shape, grad_output.dtype, format)
-        result[...] = grad_output / (shape[2] * shape[3])
+        grad = as_floats(grad_output, "grad_output", (4,))
+        result = empty(shape, grad.dtype, format)
+        result[...] = grad / (shape[2] * shape[3])
         return result
