@@ -27,6 +27,7 @@ _MODULES = {
     ("conv", "cpu", "direct"): "fastconv.cpu.direct",
     ("conv", "cpu", "im2col"): "fastconv.cpu.im2col",
     ("conv", "cpu", "tiled"): "fastconv.cpu.tiled",
+    ("conv", "cpu", "sliding"): "fastconv.cpu.sliding",
     ("conv", "cpu", "depthwise"): "fastconv.cpu.depthwise",
     ("conv", "cpu", "reference"): "fastconv.reference",
     ("conv_backward_input", "cpu", "direct"): "fastconv.cpu.direct_input",

@@ -139,7 +139,7 @@ def _emit_contract(
             bld.store(bld.add(bld.load(summed), count), summed)
     fold()
     result = {k: bld.load(total[k]) for k in tile}
-    total = _activated(emit, result, epilogue)
+    total = activated(emit, result, epilogue)
     with bld.if_else(bld.icmp_signed("<", lanes, _I64(n_vecs * emit.lanes))) as (partial, whole):
         with partial:
             for r, v in tile:
@@ -161,7 +161,7 @@ def _multiply_add(emit, acc, a_ptr, a_offset, b_ptr, vector, a_vector):
             bld.store(bld.call(emit.fma, [left, column, bld.load(acc[r, v])]), acc[r, v])
 
 
-def _activated(emit: Emitter, total: dict, epilogue: Any) -> dict:
+def activated(emit: Emitter, total: dict, epilogue: Any) -> dict:
     """The tile after the activation, or as it was where `epilogue` is a null address."""
     bld = emit.builder
     plain = bld.block

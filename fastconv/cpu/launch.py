@@ -1,7 +1,8 @@
 """Runs the jobs of a kernel, on this thread or spread over Numba's threads.
 
-This is the only parallel code of the CPU library. Jobs are handed out by an atomic counter, so a thread
-that is slowed down does fewer of them; which thread did a job never changes its result.
+This is the only parallel code of the CPU library. Each thread begins with a range of neighbouring jobs, the same
+in every run, so that it finds in its own cache what it wrote or read the last time; a thread that has done its own
+range takes jobs from the others'. Which thread did a job never changes its result.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from fastconv.arrays import aligned
 from fastconv.cpu.memory import call, ints
 from fastconv.jit import inline, jit, source_stamp
 
-COUNTER_BYTES = 64  # the head of every workspace: the counter has a cache line to itself
+COUNTER_BYTES = 64  # at the head of a workspace, each thread's counter has a cache line to itself
 
 
 @intrinsic
@@ -43,11 +44,26 @@ def _serially(function, arrays, scratch, geometry, jobs):
 
 
 @inline
-def _in_turn(function, arrays, scratch, geometry, counter, jobs):
-    index = _fetch_add(counter, 1)
-    while index < jobs:
-        call(function, (*arrays, scratch, geometry, index))
+def first_job(thread, jobs, threads):
+    """Where the range of a thread begins, and that of the one before ends."""
+    return jobs * thread // threads
+
+
+@inline
+def _in_ranges(function, arrays, scratch, geometry, counters, jobs, thread, threads):
+    for turn in range(threads):
+        owner = (thread + turn) % threads
+        counter, last = counters + COUNTER_BYTES * owner, first_job(owner + 1, jobs, threads)
         index = _fetch_add(counter, 1)
+        while index < last:
+            call(function, (*arrays, scratch, geometry, index))
+            index = _fetch_add(counter, 1)
+
+
+@inline
+def _start_counters(counters, jobs, threads):
+    for thread in range(threads):
+        ints(counters + COUNTER_BYTES * thread, 1, 1)[0, 0] = first_job(thread, jobs, threads)
 
 
 class Launcher:
@@ -83,7 +99,7 @@ class Launcher:
     ) -> None:
         """Run `jobs` jobs of the kernel at the address `function`; `memory` is the address of a `workspace`."""
         if threads == 1:
-            self.serial(function, *arrays, memory + COUNTER_BYTES, geometry, jobs)
+            self.serial(function, *arrays, memory, geometry, jobs)
         elif _Process.workqueue is False:
             self.parallel(function, *arrays, memory, slab, geometry, jobs, threads)
         else:
@@ -124,10 +140,11 @@ def _image_launcher(dtype: str, second: types.Array, third: types.Array | None =
     def parallel(function, x, second, third, out, workspace, slab, geometry, jobs, threads):
         _ = stamp
         xp, yp, zp = np.int64(x.ctypes.data), np.int64(second.ctypes.data), np.int64(third.ctypes.data)
-        op, scratch = np.int64(out.ctypes.data), workspace + COUNTER_BYTES
-        ints(workspace, 1, 1)[0, 0] = 0
+        arrays = (xp, yp, zp, np.int64(out.ctypes.data))
+        _start_counters(workspace, jobs, threads)
         for thread in prange(threads):
-            _in_turn(function, (xp, yp, zp, op), scratch + np.int64(thread) * slab, geometry, workspace, jobs)
+            scratch = workspace + threads * COUNTER_BYTES + np.int64(thread) * slab
+            _in_ranges(function, arrays, scratch, geometry, workspace, jobs, np.int64(thread), threads)
 
     real = getattr(types, dtype)
     image, flat = types.Array(real, 4, "A", readonly=True), types.Array(real, 1, "C", readonly=True)
@@ -145,10 +162,10 @@ def _record_launcher() -> Launcher:
 
     def parallel(function, workspace, slab, record, jobs, threads):
         _ = stamp
-        ints(workspace, 1, 1)[0, 0] = 0
+        _start_counters(workspace, jobs, threads)
         for thread in prange(threads):
-            scratch = workspace + COUNTER_BYTES + np.int64(thread) * slab
-            _in_turn(function, (), scratch, record, workspace, jobs)
+            scratch = workspace + threads * COUNTER_BYTES + np.int64(thread) * slab
+            _in_ranges(function, (), scratch, record, workspace, jobs, np.int64(thread), threads)
 
     return Launcher((), serial, parallel)
 
@@ -174,8 +191,13 @@ def run_jobs(function: Any, record: np.ndarray, jobs: int, slab: int = 0) -> Non
 
 
 def workspace(slab: int, threads: int) -> np.ndarray:
-    """Memory for a launch, at a cache line: the job counter, then one slab of scratch for each thread."""
-    return aligned(COUNTER_BYTES + threads * slab, np.uint8)
+    """Memory for a launch, at a cache line: a counter of jobs for each of several threads, then a slab for each."""
+    return aligned(workspace_size(slab, threads), np.uint8)
+
+
+def workspace_size(slab: int, threads: int) -> int:
+    """Bytes of a `workspace`."""
+    return threads * (slab + (COUNTER_BYTES if threads > 1 else 0))
 
 
 class _Process:
