@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from exact import exact, inputs
-from peers import load
+from peers import Unsupported, load
 
 from fastconv.descriptor import parse
 from fastconv.problem import Problem
@@ -86,12 +86,16 @@ class Worker:
         ------
         RuntimeError
             If the peer raised; carries its traceback.
+        Unsupported
+            If it has no such operation.
         """
         self._pipe.send((what, argument))
         try:
             kind, answer = self._pipe.recv()
         except EOFError:
             raise RuntimeError(f"{self.peer}: its process died during {what!r}") from None
+        if kind == "unsupported":
+            raise Unsupported(answer)
         if kind == "error":
             raise RuntimeError(f"{self.peer}: {what} failed\n{answer}")
         return answer
@@ -122,6 +126,8 @@ def _serve(pipe: Connection, peer: str, threads: int) -> None:
                 pipe.send(("ok", (np.asarray(ready.result()), ready.note)))
             else:
                 pipe.send(("ok", sample()))
+        except Unsupported as error:
+            pipe.send(("unsupported", str(error)))
         except Exception:
             pipe.send(("error", traceback.format_exc()))
 
@@ -146,19 +152,22 @@ def measure(workers: dict[str, Worker], descriptor: str, rounds: int) -> dict[st
     Returns
     -------
     dict
-        For each peer: "note"; "error", the largest absolute one, and "relative_error", divided by the
-        largest result; and, in seconds per call, "median", "min", "quartiles" and the number of "samples".
+        For each peer that can compute it: "note"; "error", the largest absolute one, and "relative_error", divided
+        by the largest result; and, in seconds per call, "median", "min", "quartiles" and the number of "samples".
     """
     problem = parse(descriptor)
     truth = exact(problem)
     found: dict[str, dict[str, Any]] = {}
     for name, worker in workers.items():
-        result, note = worker.ask("prepare", descriptor)
+        try:
+            result, note = worker.ask("prepare", descriptor)
+        except Unsupported:
+            continue
         found[name] = {"note": note}
         if result.size:
             found[name] |= _errors(name, problem, result, truth)
     if rounds:
-        samples = interleave({name: worker.sample for name, worker in workers.items()}, rounds)
+        samples = interleave({name: workers[name].sample for name in found}, rounds)
         for name, seconds in samples.items():
             found[name] |= summary(seconds)
     return found

@@ -4,8 +4,8 @@
     python bench/versus.py --section resnet50-plans --tune          # one section, tuned first
     python bench/versus.py --json figures.json --markdown docs/benchmarks.md --markdown README.md
 
-Needs torch (``pip install torch``, or its CPU build); other peers join in with ``--peer``. An absolute time
-means little on a shared machine: read the ratios, which come from the same interleaved rounds.
+Needs the extra ``bench`` and torch (``pip install torch``, or its CPU build); ``--without jax`` leaves a peer out.
+An absolute time means little on a shared machine: read the ratios, which come from the same interleaved rounds.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from harness import Worker, measure, set_threads
-from report import OTHERS, circumstances, evaluate, stored_table, title_and_aim, verdict, write_markdown
+from report import CEILINGS, OTHERS, circumstances, rate, stored_table, title_and_aim, verdict, write_markdown
 from sections import SECTIONS, Section
 
 import fastconv
+from fastconv import algorithms
 from fastconv.descriptor import parse
 
-OTHER_PEERS = ("onnxruntime", "openvino", "jax")
+OPTIONAL_PEERS = ("oneDNN prepacked", "onnxruntime", "openvino", "jax")
 
 
 def arguments() -> argparse.Namespace:
@@ -39,7 +40,7 @@ def arguments() -> argparse.Namespace:
     add("--threads", type=int, default=2)
     add("--rounds", type=int, default=20, help="samples of every peer per problem")
     add("--problems", type=int, help="only so many problems of each section, for a quick look")
-    add("--peer", action="append", choices=OTHER_PEERS, default=[], help="one more rival for convolutions")
+    add("--without", action="append", choices=OPTIONAL_PEERS, default=[], help="a rival to leave out")
     add("--tune", action="store_true", help="tune first what wisdom does not know")
     add("--budget", type=float, default=600.0, help="seconds of tuning for each section")
     add("--json", type=Path, help="keep the figures here; sections not run stay as they are")
@@ -53,29 +54,28 @@ def tune(section: Section, problems: tuple[str, ...], threads: int, budget: floa
     wanted = [parse(word) for word in problems]
     if "fastconv plan" in section.ours:  # a plan has its weights packed beforehand
         wanted += [replace(problem, raw=False) for problem in wanted]
+    wanted = [problem for problem in wanted if len(algorithms.candidates(problem)) > 1]
+    if not wanted:
+        return
     print(f"{section.name}: tuning {len(set(wanted))} problems", file=sys.stderr)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         pool.apply(fastconv.tune, (wanted, budget, threads))
 
 
 def run_section(section: Section, options: argparse.Namespace) -> dict[str, Any]:
-    """Measure one section; returns rows, rivals and the result of `report.evaluate`."""
+    """Measure one section; returns its rows and the result of `report.rate`."""
     problems = section.problems[: options.problems]
-    rivals = section.rivals + (() if section.name == "pool" else tuple(options.peer))
     if options.tune and section.timed:
         tune(section, problems, options.threads, options.budget)
-    names = [*section.ours, *rivals, *(["FMA peak"] if section.peak else [])]
+    rivals = [name for name in section.rivals if name not in options.without]
+    names = [*section.ours, *rivals, *(CEILINGS if section.timed else ())]
     rows = {}
     with ExitStack() as stack:
         workers = {name: stack.enter_context(closing(Worker(name, options.threads))) for name in names}
         for count, descriptor in enumerate(problems, 1):
             print(f"{section.name} {count}/{len(problems)} {descriptor}", file=sys.stderr)
             rows[descriptor] = measure(workers, descriptor, options.rounds if section.timed else 0)
-    if section.fastest:
-        for peers in rows.values():
-            peers[section.fastest] = {kind: min(peers[name][kind] for name in rivals) for kind in ("median", "min")}
-        rivals = (section.fastest, *rivals)
-    return {"rows": rows, "rivals": list(rivals), "result": evaluate(section, rows, rivals)}
+    return {"rows": rows, "result": rate(section, rows)}
 
 
 def measured(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:

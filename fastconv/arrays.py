@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -36,23 +37,28 @@ def allocator(shape: tuple[int, ...], dtype: Any, format: MemoryFormat) -> Calla
     """`empty` for many arrays that are alike."""
     n, c, h, w = shape
     dtype = np.dtype(dtype)
-    if n * c * h * w <= _WORTH_ALIGNING:
-        if format == "contiguous":
-            return partial(np.empty, shape, dtype)
-        strides = tuple(dtype.itemsize * step for step in (h * w * c, 1, w * c, c))
-        view: Callable[..., np.ndarray] = np.ndarray  # faster than transposing
-        return partial(view, shape, dtype, None, 0, strides)
+    steps = (c * h * w, h * w, w, 1) if format == "contiguous" else (h * w * c, 1, w * c, c)
+    strides = tuple(dtype.itemsize * step for step in steps)
+    if n * c * h * w > _WORTH_ALIGNING:
+        return partial(_aligned, shape, dtype, strides)
     if format == "contiguous":
-        return partial(aligned, shape, dtype)
-    return lambda: aligned((n, h, w, c), dtype).transpose(0, 3, 1, 2)
+        return partial(np.empty, shape, dtype)
+    view: Callable[..., np.ndarray] = np.ndarray  # faster than transposing
+    return partial(view, shape, dtype, None, 0, strides)
 
 
 def aligned(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
     """An uninitialised array that starts at a cache line: no vector in it straddles two of them."""
-    size = math.prod((shape,) if isinstance(shape, int) else shape) * np.dtype(dtype).itemsize
-    memory = np.empty(size + _CACHE_LINE, np.uint8)
-    start = -memory.ctypes.data % _CACHE_LINE
-    return memory[start : start + size].view(dtype).reshape(shape)
+    return _aligned((shape,) if isinstance(shape, int) else shape, np.dtype(dtype), None)
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype, strides: tuple[int, ...] | None) -> np.ndarray:
+    memory = np.empty(math.prod(shape) * dtype.itemsize + _CACHE_LINE, np.uint8)
+    start = -_address(_first_byte(memory.data)) % _CACHE_LINE  # in half the time of memory.ctypes.data
+    return np.ndarray(shape, dtype, memory, start, strides)
+
+
+_address, _first_byte = ctypes.addressof, ctypes.c_char.from_buffer
 
 
 def as_floats(x: Any, name: str, ndim: tuple[int, ...] | None = None) -> np.ndarray:

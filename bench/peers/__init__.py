@@ -16,21 +16,24 @@ import numpy as np
 PEERS = {
     "fastconv plan": "peers.own:plan",
     "fastconv conv2d": "peers.own:conv2d",
-    "fastconv pool": "peers.own:pool",
     "fastconv gradient": "peers.own:gradient",
-    "FMA peak": "peers.own:peak",
-    "torch eager": "peers.pytorch:eager",
-    "oneDNN prepacked": "peers.pytorch:prepacked",
-    "torch pool": "peers.pytorch:pool",
-    "torch channels-last": "peers.pytorch:gradient_channels_last",
-    "torch contiguous": "peers.pytorch:gradient_contiguous",
+    "fastconv pool": "peers.own:pool",
     "fastconv training": "peers.own:training",
+    "FMA peak": "peers.own:peak",
+    "copy": "peers.own:copy",
+    "torch channels-last": "peers.pytorch:channels_last",
+    "torch contiguous": "peers.pytorch:contiguous",
+    "oneDNN prepacked": "peers.pytorch:prepacked",
     "torch training, channels-last": "peers.pytorch:training_channels_last",
     "torch training, contiguous": "peers.pytorch:training_contiguous",
     "onnxruntime": "peers.ort:session",
     "openvino": "peers.ov:compiled",
     "jax": "peers.xla:jitted",
 }
+
+
+class Unsupported(Exception):
+    """Raised by a maker: this peer has no such operation, so it is left out of the comparison."""
 
 
 @dataclass(frozen=True)

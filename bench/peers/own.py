@@ -10,7 +10,7 @@ import vgg
 
 import fastconv
 from fastconv.dispatch import choose
-from fastconv.problem import ConvProblem, PoolProblem
+from fastconv.problem import ConvProblem, PoolProblem, Problem
 from fastconv.tuning.peak import fma_gflops
 from peers import Ready
 
@@ -24,8 +24,9 @@ def plan(p: ConvProblem, arrays: list, threads: int) -> Ready:
     numba.set_num_threads(threads)
     x, weight, bias = arrays
     prepared = fastconv.plan(
-        x.shape, weight, bias, p.stride, p.padding, p.dilation, p.groups, memory_format=p.memory_format
-    )
+        x.shape, weight, bias, p.stride, p.padding, p.dilation, p.groups, memory_format=p.memory_format,
+        activation=p.activation, pool=p.pool,
+    )  # fmt: skip
     out = prepared(x)
     return _ready(lambda: prepared(x, out=out), f"{prepared.choice.candidate} ({prepared.choice.source})")
 
@@ -53,15 +54,21 @@ def gradient(p: ConvProblem, arrays: list, threads: int) -> Ready:
 
 
 def pool(p: PoolProblem, arrays: list, threads: int) -> Ready:
-    """``fastconv.max_pool2d`` or ``fastconv.avg_pool2d``."""
+    """A function such as ``fastconv.max_pool2d``, or its gradient."""
     numba.set_num_threads(threads)
-    (x,) = arrays
-    function = {"max": fastconv.max_pool2d, "avg": fastconv.avg_pool2d}[p.pool.mode]
     choice = choose(p)
-    return _ready(
-        lambda: function(x, p.pool.kernel_size, p.pool.stride, p.pool.padding),
-        f"{choice.candidate} ({choice.source})",
-    )
+    note, window = f"{choice.candidate} ({choice.source})", (p.pool.kernel_size, p.pool.stride, p.pool.padding)
+    if p.direction == "backward_input":
+        grad, x = arrays
+        if p.pool.mode == "avg":
+            return _ready(lambda: fastconv.grad.avg_pool2d(grad, x.shape, *window), note)
+        _, indices = fastconv.max_pool2d(x, *window, return_indices=True)
+        return _ready(lambda: fastconv.grad.max_pool2d(grad, indices, x.shape), note)
+    (x,) = arrays
+    if p.pool.mode == "lp":
+        return _ready(lambda: fastconv.lp_pool2d(x, p.pool.norm_type, *window[:2]), note)
+    function = {"max": fastconv.max_pool2d, "avg": fastconv.avg_pool2d}[p.pool.mode]
+    return _ready(lambda: function(x, *window), note)
 
 
 def training(threads: int) -> Ready:
@@ -80,8 +87,25 @@ def training(threads: int) -> Ready:
     return Ready(step, lambda: np.array([step() for _ in range(vgg.CHECKED_STEPS)]))
 
 
-def peak(p: ConvProblem, arrays: list, threads: int) -> Ready:
-    """Not a convolution: its "time" is what the problem's flops would take at the measured FMA peak."""
+def peak(p: Problem, arrays: list, threads: int) -> Ready:
+    """Not a layer: its "time" is what the problem's flops would take at the measured FMA peak."""
     del arrays
     fma_gflops(p.dtype, threads)
     return Ready(lambda: None, lambda: [], sample=lambda: [p.flops / fma_gflops(p.dtype, threads) / 1e9])
+
+
+def copy(p: Problem, arrays: list, threads: int) -> Ready:
+    """Not a layer: a copy that moves the bytes of its arrays, each once, so from the same level of cache."""
+    del arrays
+    numba.set_num_threads(threads)
+    source = np.ones(p.bytes // 2, np.uint8)
+    target = np.empty_like(source)
+    step = -(-source.size // threads)
+    _copy(source, target, step)
+    return Ready(lambda: _copy(source, target, step), lambda: [])
+
+
+@numba.njit(parallel=True)
+def _copy(source, target, step):
+    for part in numba.prange(-(-source.size // step)):
+        target[part * step : (part + 1) * step] = source[part * step : (part + 1) * step]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 import vgg
 
-from fastconv.problem import ConvProblem, PoolProblem
-from peers import Ready
+from fastconv.pooling import Pool
+from fastconv.problem import ConvProblem, PoolProblem, Problem
+from peers import Ready, Unsupported
 
 
 def _tensors(arrays: list[np.ndarray | None], threads: int, channels_last: bool) -> list[torch.Tensor | None]:
@@ -29,32 +32,55 @@ def _symmetric(problem: ConvProblem) -> list[int]:
     return [begin for begin, _ in problem.padding]
 
 
-def eager(p: ConvProblem, arrays: list, threads: int) -> Ready:
-    """``torch.nn.functional.conv2d`` in the problem's memory format."""
-    x, weight, bias = _tensors(arrays, threads, p.memory_format == "channels_last")
-    padding = _symmetric(p)
-    return _ready(lambda: F.conv2d(x, weight, bias, p.stride, padding, p.dilation, p.groups))
+def contiguous(p: Problem, arrays: list, threads: int) -> Ready:
+    """What a call runs in eager mode, or autograd for a gradient; NCHW."""
+    return _eager(p, arrays, threads, channels_last=False)
+
+
+def channels_last(p: Problem, arrays: list, threads: int) -> Ready:
+    """What a call runs in eager mode, or autograd for a gradient; channels-last."""
+    return _eager(p, arrays, threads, channels_last=True)
+
+
+def _eager(p: Problem, arrays: list, threads: int, channels_last: bool) -> Ready:
+    if isinstance(p, PoolProblem):
+        tensors = _tensors(arrays, threads, channels_last)
+        return _pool(p.pool, *tensors) if p.direction == "forward" else _pool_gradient(p, *tensors)
+    if p.direction != "forward":
+        return _gradient(p, arrays, threads, channels_last)
+    x, weight, bias = _tensors(arrays, threads, channels_last)
+    options, after = (p.stride, _symmetric(p), p.dilation, p.groups), _after(p)
+    if p.activation:
+        return _ready(lambda: after(F.relu_(F.conv2d(x, weight, bias, *options))))
+    return _ready(lambda: after(F.conv2d(x, weight, bias, *options)))
+
+
+def _after(p: ConvProblem) -> Callable:
+    if p.activation not in (None, "relu"):
+        raise Unsupported(f"activation {p.activation}")
+    return (lambda y: y) if p.pool is None else _pooling(p.pool)
+
+
+def _pooling(pool: Pool) -> Callable:
+    if pool.mode == "lp":
+        return lambda y: F.lp_pool2d(y, pool.norm_type, pool.kernel_size, pool.stride)
+    function = {"max": F.max_pool2d, "avg": F.avg_pool2d}[pool.mode]
+    kernel, stride, padding = (list(v) for v in (pool.kernel_size, pool.stride, pool.padding))
+    return lambda y: function(y, kernel, stride, padding)
 
 
 def prepacked(p: ConvProblem, arrays: list, threads: int) -> Ready:
     """oneDNN with weights reordered once, on channels-last."""
+    if p.dtype != "float32":
+        raise Unsupported("float32 only")
     x, weight, bias = _tensors(arrays, threads, channels_last=True)
     padding, stride, dilation = _symmetric(p), list(p.stride), list(p.dilation)
-    run = torch.ops.mkldnn._convolution_pointwise
+    run, after = torch.ops.mkldnn._convolution_pointwise, _after(p)
     packed = torch.ops.mkldnn._reorder_convolution_weight(
         weight.contiguous(), padding, stride, dilation, p.groups, list(x.shape)
     )
-    return _ready(lambda: run(x, packed, bias, padding, stride, dilation, p.groups, "none", [], ""))
-
-
-def gradient_contiguous(p: ConvProblem, arrays: list, threads: int) -> Ready:
-    """The gradient that autograd computes, NCHW."""
-    return _gradient(p, arrays, threads, channels_last=False)
-
-
-def gradient_channels_last(p: ConvProblem, arrays: list, threads: int) -> Ready:
-    """The gradient that autograd computes, channels-last."""
-    return _gradient(p, arrays, threads, channels_last=True)
+    options = (padding, stride, dilation, p.groups, p.activation or "none", [], "")
+    return _ready(lambda: after(run(x, packed, bias, *options)))
 
 
 def _gradient(p: ConvProblem, arrays: list, threads: int, channels_last: bool) -> Ready:
@@ -68,12 +94,19 @@ def _gradient(p: ConvProblem, arrays: list, threads: int, channels_last: bool) -
     return _ready(lambda: run(grad, x, weight, *options)[0 if of_input else 1])
 
 
-def pool(p: PoolProblem, arrays: list, threads: int) -> Ready:
-    """``max_pool2d`` or ``avg_pool2d``."""
-    (x,) = _tensors(arrays, threads, p.memory_format == "channels_last")
-    function = {"max": F.max_pool2d, "avg": F.avg_pool2d}[p.pool.mode]
-    kernel, stride, padding = (list(v) for v in (p.pool.kernel_size, p.pool.stride, p.pool.padding))
-    return _ready(lambda: function(x, kernel, stride, padding))
+def _pool(pool: Pool, x: torch.Tensor) -> Ready:
+    run = _pooling(pool)
+    return _ready(lambda: run(x))
+
+
+def _pool_gradient(p: PoolProblem, grad: torch.Tensor, x: torch.Tensor) -> Ready:
+    """Of a maximum, the forward pass has kept the indices."""
+    window = [list(v) for v in (p.pool.kernel_size, p.pool.stride, p.pool.padding)]
+    if p.pool.mode == "avg":
+        average = torch.ops.aten.avg_pool2d_backward
+        return _ready(lambda: average(grad, x, *window, False, True, None))
+    maximum, (_, indices) = torch.ops.aten.max_pool2d_with_indices_backward, F.max_pool2d_with_indices(x, *window)
+    return _ready(lambda: maximum(grad, x, *window, [1, 1], False, indices))
 
 
 def training_contiguous(threads: int) -> Ready:

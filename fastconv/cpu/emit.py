@@ -85,6 +85,17 @@ class Emitter:
         otherwise = otherwise or ir.Constant(self.vector, ir.Undefined)
         return b.call(function, [as_vector, _I32(self.itemsize), mask, otherwise])
 
+    def load_some(self, pointer: Any, mask: Any) -> Any:
+        """`load_masked`, or `load` if there is no mask."""
+        return self.load(pointer) if mask is None else self.load_masked(pointer, mask)
+
+    def store_some(self, value: Any, pointer: Any, mask: Any) -> None:
+        """`store_masked`, or `store` if there is no mask."""
+        if mask is None:
+            self.store(value, pointer)
+        else:
+            self.store_masked(value, pointer, mask)
+
     def transpose(self, rows: list) -> list:
         """As many vectors as there are lanes, with rows and lanes swapped.
 

@@ -14,8 +14,6 @@ order of the weights in memory.
 
 from __future__ import annotations
 
-from typing import Any
-
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -86,11 +84,11 @@ def _emit_products(
         with cgutils.for_range(bld, taps[1]) as tap:
             pair = bld.gep(table, [bld.mul(tap.index, _I64(2))])
             a_tap, b_tap = emit.at(a, bld.load(pair)), emit.at(b, bld.load(bld.gep(pair, [_I64(1)])))
-            right = [_load(emit, emit.at(b_tap, offset), mask) for offset in b_offsets]
+            right = [emit.load_some(emit.at(b_tap, offset), mask) for offset in b_offsets]
             for offset in b_offsets:
                 prefetch(bld, emit.at(b_tap, offset, _I64(_AHEAD // emit.itemsize)), write=False, level=2)
             for r, offset in enumerate(a_offsets):
-                left = _load(emit, emit.at(a_tap, offset), mask)
+                left = emit.load_some(emit.at(a_tap, offset), mask)
                 for k, value in enumerate(right):
                     bld.store(bld.call(emit.fma, [left, value, bld.load(sums[r, k])]), sums[r, k])
 
@@ -98,13 +96,6 @@ def _emit_products(
         start = emit.pointer(where[0])
         return {(r, k): emit.at(start, bld.mul(rows[r], where[1]), bld.mul(columns[k], where[2])) for r, k in tile}
 
-    total = {rk: bld.fadd(_load(emit, place, mask), bld.load(sums[rk])) for rk, place in places(init).items()}
+    total = {rk: bld.fadd(emit.load_some(place, mask), bld.load(sums[rk])) for rk, place in places(init).items()}
     for rk, place in places(out).items():
-        if mask is None:
-            emit.store(total[rk], place)
-        else:
-            emit.store_masked(total[rk], place, mask)
-
-
-def _load(emit: Emitter, pointer: Any, mask: Any) -> Any:
-    return emit.load(pointer) if mask is None else emit.load_masked(pointer, mask)
+        emit.store_some(total[rk], place, mask)

@@ -7,6 +7,7 @@ image, or columns of a line that has been reduced over its rows already.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import ir
@@ -23,55 +24,51 @@ _I32, _I64 = ir.IntType(32), ir.IntType(64)
 
 @intrinsic(prefer_literal=True)
 def reduce_taps(
-    typingctx, x, row_step, rows, column_step, columns, gap, out, lanes, op, divisor,
-    indices, index, index_row, index_column, VECS, MASKED, ITEM,
+    typingctx, x, row_step, rows, column_step, columns, out, lanes, indices, index, index_row, index_column,
+    VECS, MASKED, ITEM,
 ):  # fmt: skip
-    """Reduce ``rows x columns`` taps for VECS vectors and store them at `out`.
+    """Maxima of ``rows x columns`` taps for VECS vectors, and where they were.
 
     Parameters
     ----------
     x, out, indices : int64
-        Addresses. `out` and `indices` are contiguous along the lanes.
+        Addresses. All are contiguous along the lanes.
     row_step, column_step : int64
         Distance of neighbouring taps in `x`, in elements.
     rows, columns : int64
-        Taps; where either is 0 the result is that of an empty window.
-    gap : int64
-        Distance of neighbouring lanes in `x`, 1 or 2. With 2, all lanes and one element more are read.
+        Taps; where either is 0 the maximum is -inf.
     lanes : int64
         Lanes to read and to write, at least 1 (only if MASKED).
-    op : int64
-        SUM; SQUARES, a sum too; MAX, which is NaN if a tap is; ARGMAX, the same with indices.
-    divisor : float64
-        Sums are divided by it.
     index, index_row, index_column : int64
-        ARGMAX stores ``index + row*index_row + column*index_column`` of the first maximum or the last
-        NaN, and `index` for an empty window.
+        The index is ``index + row*index_row + column*index_column`` of the first maximum or the last NaN, and
+        `index` for an empty window.
     VECS, ITEM : literal int
         Vectors, and bytes of an element.
     MASKED : literal int
         1: touch only the first `lanes` lanes of the one vector, 0: all lanes of all vectors.
     """
     vectors, masked, itemsize = (kind.literal_value for kind in (VECS, MASKED, ITEM))
-    word = types.int64
-    signature = types.void(*[word] * 9, types.float64, *[word] * 4, VECS, MASKED, ITEM)
+    signature = types.void(*[types.int64] * 11, VECS, MASKED, ITEM)
 
     def codegen(context, builder, _signature, args):
-        x, row_step, rows, column_step, columns, gap, out, lanes, op, divisor, *index = args[:14]
+        x, row_step, rows, column_step, columns, out, lanes, indices, first, index_row, index_column = args[:11]
         emit = Emitter(builder, itemsize, host().lanes(itemsize))
-        window, result = (x, row_step, rows, column_step, columns), (out, lanes, divisor)
-        twice = builder.icmp_signed("==", gap, _I64(2))
-        for each in (SUM, SQUARES, MAX, ARGMAX):
-            with builder.if_then(builder.icmp_signed("==", op, _I64(each))):
-                reduction = _Reduction(emit, each, vectors, bool(masked))
-                if each in (SUM, MAX):
-                    with builder.if_else(twice) as (strided, dense):
-                        with strided:
-                            reduction.emit(2, window, result, index)
-                        with dense:
-                            reduction.emit(1, window, result, index)
-                else:
-                    reduction.emit(1, window, result, index)
+        reduction, mask = Reduction(emit, ARGMAX, vectors), emit.first(lanes) if masked else None
+        totals = [reduction.accumulator(first) for _ in reduction.offsets]
+        with cgutils.for_range(builder, rows) as row:
+            line = emit.at(emit.pointer(x), builder.mul(row.index, row_step))
+            with cgutils.for_range(builder, columns) as column:
+                tap = emit.at(line, builder.mul(column.index, column_step))
+                moved = builder.add(builder.mul(row.index, index_row), builder.mul(column.index, index_column))
+                here = reduction.integer(builder.add(first, moved))
+                for offset, total in zip(reduction.offsets, totals, strict=True):
+                    reduction.add(emit.load_some(emit.at(tap, _I64(offset)), mask), total, here)
+        # Indices are stored as doubles of the same bits: the emitter knows floats only.
+        bits = Emitter(builder, 8, emit.lanes)
+        for offset, total in zip(reduction.offsets, totals, strict=True):
+            emit.store_some(reduction.value(total), emit.at(emit.pointer(out), _I64(offset)), mask)
+            index = builder.bitcast(reduction.index(total), bits.vector)
+            bits.store_some(index, bits.at(bits.pointer(indices), _I64(offset)), mask)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -93,48 +90,35 @@ def reduce_run(typingctx, x, row_step, rows, count, op, ITEM):
             result = builder.alloca(emit.scalar)
         for each in (SUM, SQUARES, MAX):
             with builder.if_then(builder.icmp_signed("==", op, _I64(each))):
-                total = _Reduction(emit, each, 4, False).run(x, row_step, rows, count)
+                total = Reduction(emit, each, 4).run(x, row_step, rows, count)
                 builder.store(total, result)
         return builder.load(result)
 
     return signature, codegen
 
 
-class _Reduction:
-    """IR of one case of `reduce_taps`; accumulators are stack slots that LLVM turns into registers."""
+@dataclass(frozen=True)
+class Accumulator:
+    """Stack slots, which LLVM turns into registers, of one vector of results.
 
-    def __init__(self, emit: Emitter, op: int, vectors: int, masked: bool) -> None:
-        self.emitter, self.op, self.masked = emit, op, masked
+    A maximum is kept apart from the last NaN, and its index from that of the NaN, until the end: a chain of plain
+    maxima is several times shorter than one that asks at each step whether there was a NaN.
+    """
+
+    value: Any
+    nan: Any = None
+    index: Any = None
+    nan_index: Any = None
+
+
+class Reduction:
+    """IR that reduces vectors by one operation, `vectors` of them side by side."""
+
+    def __init__(self, emit: Emitter, op: int, vectors: int) -> None:
+        self.emitter, self.op = emit, op
         self.offsets = [v * emit.lanes for v in range(vectors)]
         self.integers = ir.VectorType(_I64, emit.lanes)
         self.empty = emit.constant(float("-inf") if op in (MAX, ARGMAX) else 0.0)
-
-    def emit(self, gap: int, window: tuple, result: tuple, index: list) -> None:
-        """Reduce the taps of a window for each lane, and store the results."""
-        emit, bld = self.emitter, self.emitter.builder
-        x, row_step, rows, column_step, columns = window
-        out, lanes, divisor = result
-        indices, first, index_row, index_column = index
-        origin = emit.pointer(x)
-        values = [self._slot(self.empty) for _ in self.offsets]
-        places = [self._slot(self._integer(first)) for _ in self.offsets if self.op == ARGMAX]
-        with cgutils.for_range(bld, rows) as row:
-            line = emit.at(origin, bld.mul(row.index, row_step))
-            with cgutils.for_range(bld, columns) as column:
-                tap = emit.at(line, bld.mul(column.index, column_step))
-                loaded = [self._load(tap, offset, gap, lanes) for offset in self.offsets]
-                if self.op == ARGMAX:
-                    moved = bld.add(bld.mul(row.index, index_row), bld.mul(column.index, index_column))
-                    here = self._integer(bld.add(first, moved))
-                    for value, best, place in zip(loaded, values, places, strict=True):
-                        better = bld.or_(self._greater(value, bld.load(best)), self._nan(value))
-                        bld.store(bld.select(better, here, bld.load(place)), place)
-                for value, total in zip(loaded, values, strict=True):
-                    self._add(value, total)
-        self._store_all(emit, [self._divided(bld.load(v), divisor) for v in values], out, lanes)
-        # Stored as doubles of the same bits: the emitter knows floats only.
-        bits = Emitter(bld, 8, emit.lanes)
-        self._store_all(bits, [bld.bitcast(bld.load(p), bits.vector) for p in places], indices, lanes)
 
     def run(self, x: Any, row_step: Any, rows: Any, count: Any) -> Any:
         """Reduce runs of neighbours to a scalar."""
@@ -142,18 +126,19 @@ class _Reduction:
         lanes, block = _I64(emit.lanes), _I64(emit.lanes * len(self.offsets))
         wide, rest = bld.sdiv(count, block), bld.srem(count, lanes)
         single, origin = bld.sdiv(bld.srem(count, block), lanes), emit.pointer(x)
-        totals = [self._slot(self.empty) for _ in self.offsets]
+        totals = [self.accumulator() for _ in self.offsets]
         with cgutils.for_range(bld, rows) as row:
             line = emit.at(origin, bld.mul(row.index, row_step))
             with cgutils.for_range(bld, wide) as step:
                 for offset, total in zip(self.offsets, totals, strict=True):
-                    self._add(emit.load(emit.at(line, bld.mul(step.index, block), _I64(offset))), total)
+                    self.add(emit.load(emit.at(line, bld.mul(step.index, block), _I64(offset))), total)
             line = emit.at(line, bld.mul(wide, block))
             with cgutils.for_range(bld, single) as step:
-                self._add(emit.load(emit.at(line, bld.mul(step.index, lanes))), totals[0])
+                self.add(emit.load(emit.at(line, bld.mul(step.index, lanes))), totals[0])
             with bld.if_then(bld.icmp_signed(">", rest, _I64(0))):
-                self._add(self._load_first(emit.at(line, bld.mul(single, lanes)), rest), totals[1])
-        return self._folded([bld.load(total) for total in totals])
+                place = emit.at(line, bld.mul(single, lanes))
+                self.add(emit.load_masked(place, emit.first(rest), self.empty), totals[1])
+        return self._folded([self.value(total) for total in totals])
 
     def _folded(self, totals: list) -> Any:
         """One scalar from vectors of partial results, by halves."""
@@ -176,14 +161,45 @@ class _Reduction:
         bld.store(start, slot)
         return slot
 
-    def _add(self, value: Any, slot: Any) -> None:
-        """Take one more vector of elements into the accumulator in `slot`."""
+    def accumulator(self, first: Any = None) -> Accumulator:
+        """A new one, of nothing yet; `first` is the index of an empty window."""
+        value = self._slot(self.empty)
+        if self.op not in (MAX, ARGMAX):
+            return Accumulator(value)
+        nan = self._slot(self.emitter.constant(0.0))
+        if self.op == MAX:
+            return Accumulator(value, nan)
+        return Accumulator(value, nan, *(self._slot(self.integer(first)) for _ in range(2)))
+
+    def add(self, value: Any, total: Accumulator, here: Any = None) -> None:
+        """Take one more vector of elements in, which lie at the index `here`."""
         emit, bld = self.emitter, self.emitter.builder
-        before = bld.load(slot)
+        before = bld.load(total.value)
         if self.op == SQUARES:
-            bld.store(bld.call(emit.fma, [value, value, before]), slot)
+            bld.store(bld.call(emit.fma, [value, value, before]), total.value)
+        elif self.op == SUM:
+            bld.store(bld.fadd(before, value), total.value)
         else:
-            bld.store(self._merged(before, value), slot)
+            greater, nan = self._greater(value, before), self._nan(value)
+            bld.store(bld.select(greater, value, before), total.value)
+            bld.store(bld.select(nan, value, bld.load(total.nan)), total.nan)
+            if here is not None:
+                bld.store(bld.select(greater, here, bld.load(total.index)), total.index)
+                bld.store(bld.select(nan, here, bld.load(total.nan_index)), total.nan_index)
+
+    def value(self, total: Accumulator) -> Any:
+        """The vector of results so far."""
+        bld = self.emitter.builder
+        value = bld.load(total.value)
+        if total.nan is None:
+            return value
+        nan = bld.load(total.nan)
+        return bld.select(self._nan(nan), nan, value)
+
+    def index(self, total: Accumulator) -> Any:
+        """The vector of their indices."""
+        bld = self.emitter.builder
+        return bld.select(self._nan(bld.load(total.nan)), bld.load(total.nan_index), bld.load(total.index))
 
     def _merged(self, before: Any, value: Any) -> Any:
         bld = self.emitter.builder
@@ -198,34 +214,13 @@ class _Reduction:
     def _nan(self, value: Any) -> Any:
         return self.emitter.builder.fcmp_unordered("uno", value, value)
 
-    def _divided(self, total: Any, divisor: Any) -> Any:
+    def divided(self, total: Any, divisor: Any) -> Any:
+        """Sums over a float64 divisor; maxima as they are."""
         emit, bld = self.emitter, self.emitter.builder
         if self.op in (MAX, ARGMAX):
             return total
         return bld.fdiv(total, emit.splat(divisor if emit.itemsize == 8 else bld.fptrunc(divisor, emit.scalar)))
 
-    def _integer(self, value: Any) -> Any:
+    def integer(self, value: Any) -> Any:
+        """An index in all lanes."""
         return self.emitter.splat(value, self.integers)
-
-    def _load(self, pointer: Any, offset: int, gap: int, lanes: Any) -> Any:
-        emit, bld = self.emitter, self.emitter.builder
-        if gap == 1:
-            if self.masked:
-                return self._load_first(pointer, lanes)
-            return emit.load(emit.at(pointer, _I64(offset)))
-        first, second = (emit.load(emit.at(pointer, _I64(2 * offset + n))) for n in (0, emit.lanes))
-        even = ir.Constant(ir.VectorType(_I32, emit.lanes), list(range(0, 2 * emit.lanes, 2)))
-        return bld.shuffle_vector(first, second, even)
-
-    def _load_first(self, pointer: Any, count: Any) -> Any:
-        """Load `count` lanes; the others are those of an empty window."""
-        emit = self.emitter
-        return emit.load_masked(pointer, emit.first(count), self.empty)
-
-    def _store_all(self, emit: Emitter, values: list, address: Any, lanes: Any) -> None:
-        for offset, value in zip(self.offsets, values, strict=False):
-            pointer = emit.at(emit.pointer(address), _I64(offset))
-            if self.masked:
-                emit.store_masked(value, pointer, emit.first(lanes))
-            else:
-                emit.store(value, pointer)

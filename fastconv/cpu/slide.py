@@ -57,7 +57,7 @@ def slide(typingctx, X, inside, W, init, out, epilogue, PIXELS, VECS, TAPS, STRI
     last = types.UniTuple(types.int64, 3)
 
     def codegen(context, builder, _signature, args):
-        x, inside, w = (cgutils.unpack_tuple(builder, value, len(kind)) for value, kind in zip(args, groups))
+        x, inside, w = (cgutils.unpack_tuple(builder, args[i], len(kind)) for i, kind in enumerate(groups))
         target = cgutils.unpack_tuple(builder, args[4], 3)
         _Slide(Emitter(builder, sizes[6], sizes[5]), *sizes[:5]).emit(x, inside, w, args[3], target, args[5])
         return context.get_dummy_value()
@@ -108,7 +108,11 @@ class _Slide:
         for j in range(self.group):
             here = emit.at(weights, bld.mul(_I64(j), channel))
             taps = [emit.at(here, bld.mul(_I64(s), tap)) for s in range(self.taps)]
-            w = {(s, v): emit.load(emit.at(at, offset)) for s, at in enumerate(taps) for v, offset in enumerate(self.vectors)}
+            w = {
+                (s, v): emit.load(emit.at(at, offset))
+                for s, at in enumerate(taps)
+                for v, offset in enumerate(self.vectors)
+            }
             for q, pointer in enumerate(pixels):
                 users = [(p, q - p * self.stride) for p in range(self.pixels) if 0 <= q - p * self.stride < self.taps]
                 for v, offset in enumerate(self.vectors):

@@ -25,16 +25,18 @@ from numba import carray, from_dtype, types
 from numba.extending import intrinsic
 
 from fastconv.cpu.memory import get, ints, lanes_of, put, stack
-from fastconv.cpu.reduce import ARGMAX, MAX, SQUARES, SUM, reduce_run, reduce_taps
+from fastconv.cpu.reduce import MAX, SQUARES, SUM, reduce_run, reduce_taps
+from fastconv.cpu.reduce_lines import reduce_along, reduce_down, reduce_pixels
+from fastconv.cpu.transpose import move
 from fastconv.jit import address_kernel, inline
 from fastconv.pooling import Pool
 from fastconv.sizes import Pair
 
 POWERS = 4  # a mode beside those of `reduce`
+_TILE = 2048  # elements that `_channels` brings into another order
 _LINE = 1024  # longest line of `_columns`, in elements
-_LINE_ROOM = _LINE + 64  # vectors read past its end
-_TILE = 64  # four of the widest vectors
-_NO_INDICES = (0, 0, 0, 0)
+_BEYOND = 64  # vectors read so far past its end
+_LINE_ROOM = _LINE + _BEYOND
 
 WINDOW = np.dtype(
     [
@@ -116,52 +118,68 @@ def _across(j, width, w):
 
 
 @inline
-def _reduce_lanes(x, row_step, rows, column_step, columns, gap, out, out_lane, count, op, divisor, places, ITEM):
-    """`reduce_taps` for `count` lanes, stored `out_lane` elements apart (indices: 1 only)."""
+def _reduce_lanes(x, row_step, rows, column_step, columns, out, count, places, ITEM):
+    """`reduce_taps` to maxima and their indices for `count` neighbouring lanes."""
     lanes = lanes_of(ITEM)
-    tile = stack(_TILE, ITEM)
     indices, index, index_row, index_column = places
     done = 0
     while done < count:
         n = count - done
-        a = x + ITEM * gap * done
-        o = out + ITEM * done if out_lane == 1 else tile
-        place = indices + 8 * done
+        a, o, place = x + ITEM * done, out + ITEM * done, indices + 8 * done
         if n >= 4 * lanes:
             n = 4 * lanes
             reduce_taps(
-                a, row_step, rows, column_step, columns, gap, o, n, op, divisor,
-                place, index, index_row, index_column, 4, 0, ITEM,
-            )  # fmt: skip
+                a, row_step, rows, column_step, columns, o, n, place, index, index_row, index_column, 4, 0, ITEM
+            )
         else:
             n = min(n, lanes)
             reduce_taps(
-                a, row_step, rows, column_step, columns, gap, o, n, op, divisor,
-                place, index, index_row, index_column, 1, 1, ITEM,
-            )  # fmt: skip
-        if out_lane != 1:
-            for lane in range(n):
-                put(out, (done + lane) * out_lane, get(tile, lane, ITEM), ITEM)
+                a, row_step, rows, column_step, columns, o, n, place, index, index_row, index_column, 1, 1, ITEM
+            )
         done += n
 
 
 @inline
-def _channels(source, target, indices, shape, first, last, w, op, ITEM):
+def _channels(source, target, shape, first, last, w, op, ITEM):
     x, x_row, x_column, _ = source
     out, out_row, out_column, out_channel = target
     height, width, channels = shape
-    row_step, column_step = w.dilation_h * x_row, w.dilation_w * x_column
+    tile = stack(_TILE, ITEM)
+    most = w.out_width if out_channel == 1 else _TILE // channels
+    inside = -(-w.padding_w // w.stride_w)
+    whole = (width + w.padding_w - (w.kernel_w - 1) * w.dilation_w - 1) // w.stride_w + 1
     for i in range(first, last):
         h, rows, down = _down(i, height, w)
-        for j in range(w.out_width):
+        j = 0
+        while j < w.out_width:
             v, columns, across = _across(j, width, w)
+            count = min(most, min(whole, w.out_width) - j) if inside <= j < whole else 1
+            o = out + ITEM * (i * out_row + j * out_column)
+            reduce_pixels(
+                (x + ITEM * (h * x_row + v * x_column), w.stride_w * x_column),
+                (w.dilation_h * x_row, rows, w.dilation_w * x_column, columns),
+                (o, out_column, count) if out_channel == 1 else (tile, channels, count),
+                channels, op, np.float64(down * across), ITEM,
+            )  # fmt: skip
+            if out_channel != 1:
+                move(tile, channels, 1, o, out_column, out_channel, count, channels, ITEM)
+            j += count
+
+
+@inline
+def _channels_with_indices(source, target, indices, shape, first, last, w, ITEM):
+    x, x_row, x_column, _ = source
+    out, out_row, out_column, _ = target
+    height, width, channels = shape
+    for i in range(first, last):
+        h, rows, _ = _down(i, height, w)
+        for j in range(w.out_width):
+            v, columns, _ = _across(j, width, w)
             o = i * out_row + j * out_column
             index = h * width + v if rows * columns > 0 else -1
-            places = (indices + 8 * o, index, w.dilation_h * width, w.dilation_w)
-            a = x + ITEM * (h * x_row + v * x_column)
             _reduce_lanes(
-                a, row_step, rows, column_step, columns, 1, out + ITEM * o, out_channel, channels,
-                op, np.float64(down * across), places, ITEM,
+                x + ITEM * (h * x_row + v * x_column), w.dilation_h * x_row, rows, w.dilation_w * x_column, columns,
+                out + ITEM * o, channels, (indices + 8 * o, index, w.dilation_h * width, w.dilation_w), ITEM,
             )  # fmt: skip
 
 
@@ -174,21 +192,38 @@ def _columns(source, target, shape, first, last, w, op, ITEM):
     stride, padding, span = w.stride_w, w.padding_w, (w.kernel_w - 1) * w.dilation_w + 1
     most = (_LINE - span) // stride + 1
     whole = _whole_columns(width, w) if op != MAX else (0, w.out_width)
-    for c in range(channels):
-        for i in range(first, last):
-            h, rows, down = _down(i, height, w)
-            a, o = x + ITEM * (c * x_channel + h * x_row), out + ITEM * (c * out_channel + i * out_row)
-            for begin in range(0, w.out_width, most):
-                end = min(begin + most, w.out_width)
-                origin, reach = begin * stride - padding, (end - 1) * stride - padding + span
-                left, right = max(origin, 0), min(reach, width)
-                _fill_empty(line, left - origin, op, ITEM)
-                _fill_empty(line + ITEM * (right - origin), reach - right, op, ITEM)
-                _reduce_lanes(
-                    a + ITEM * left, w.dilation_h * x_row, rows, 0, 1, 1,
-                    line + ITEM * (left - origin), 1, right - left, op, 1.0, _NO_INDICES, ITEM,
+    for begin in range(0, w.out_width, most):
+        end = min(begin + most, w.out_width)
+        origin, reach = begin * stride - padding, (end - 1) * stride - padding + span
+        left, right = max(origin, 0), min(reach, width)
+        pitch = reach - origin + _BEYOND
+        together = min(_LINE_ROOM // pitch, last - first)
+        for i in range(together):
+            _fill_empty(line + ITEM * i * pitch, left - origin, op, ITEM)
+            _fill_empty(line + ITEM * (i * pitch + right - origin), reach - right, op, ITEM)
+        for c in range(channels):
+            a, o = x + ITEM * (c * x_channel + left), out + ITEM * c * out_channel
+            i = first
+            while i < last:
+                # One step on several rows before the next: what has just been stored is slow to load.
+                count = min(together, _alike(i, last, height, w))
+                h, rows, down = _down(i, height, w)
+                reduce_down(
+                    (a + ITEM * h * x_row, w.stride_h * x_row), (line + ITEM * (left - origin), pitch, count),
+                    w.dilation_h * x_row, rows, right - left, op, ITEM,
                 )  # fmt: skip
-                _along(line, o, out_column, begin, end, whole, width, down, w, SUM if op == SQUARES else op, ITEM)
+                _along(
+                    (line, pitch, count), (o + ITEM * i * out_row, out_row, out_column), (begin, end), whole, width,
+                    down, w, SUM if op == SQUARES else op, ITEM,
+                )  # fmt: skip
+                i += count
+
+
+@inline
+def _alike(i, last, height, w):
+    """How many output rows from `i` on are reduced alike: those whose windows are inside the map."""
+    whole = (height + w.padding_h - (w.kernel_h - 1) * w.dilation_h - 1) // w.stride_h + 1
+    return min(last, whole) - i if i * w.stride_h >= w.padding_h and i < whole else 1
 
 
 @inline
@@ -207,8 +242,8 @@ def _columns_with_indices(source, target, indices, shape, first, last, w, ITEM):
                 left = max(0, begin * w.stride_w - w.padding_w)
                 right = min(width, (end - 1) * w.stride_w - w.padding_w + (w.kernel_w - 1) * w.dilation_w + 1)
                 _reduce_lanes(
-                    x + ITEM * (c * x_channel + h * x_row + left), w.dilation_h * x_row, rows, 0, 1, 1,
-                    line, 1, right - left, ARGMAX, 1.0, (places, h, w.dilation_h, 0), ITEM,
+                    x + ITEM * (c * x_channel + h * x_row + left), w.dilation_h * x_row, rows, 0, 1,
+                    line, right - left, (places, h, w.dilation_h, 0), ITEM,
                 )  # fmt: skip
                 for j in range(begin, end):
                     v, columns, _ = _across(j, width, w)
@@ -252,9 +287,12 @@ def _fill_empty(line, count, op, ITEM):
 
 
 @inline
-def _along(line, out, out_column, begin, end, whole, width, down, w, op, ITEM):
-    """Windows of the line that starts with the first tap of output `begin`, in runs of the same divisor."""
+def _along(lines, target, columns, whole, width, down, w, op, ITEM):
+    """Windows of lines that start with the first tap of the first column, in runs of the same divisor."""
     kernel, stride, padding, step = w.kernel_w, w.stride_w, w.padding_w, w.dilation_w
+    line, pitch, count = lines
+    out, out_row, out_column = target
+    begin, end = columns
     whole_first, whole_last = whole
     j = begin
     while j < end:
@@ -262,12 +300,13 @@ def _along(line, out, out_column, begin, end, whole, width, down, w, op, ITEM):
         n = min(whole_last, end) - j if whole_first <= j < whole_last else 1
         taps, o = line + ITEM * (j - begin) * stride, out + ITEM * j * out_column
         divisor = np.float64(down * across)
-        if stride <= 2:
-            _reduce_lanes(taps, 0, 1, step, kernel, stride, o, out_column, n, op, divisor, _NO_INDICES, ITEM)
+        if stride <= 2 and out_column == 1:
+            reduce_along((taps, pitch, count), (kernel, step, stride), (o, out_row, n), op, divisor, ITEM)
         else:
-            for q in range(n):
-                total = _folded(taps + ITEM * q * stride, kernel, step, op, ITEM)
-                put(o, q * out_column, total if op == MAX else total / divisor, ITEM)
+            for i in range(count):
+                for q in range(n):
+                    total = _folded(taps + ITEM * (i * pitch + q * stride), kernel, step, op, ITEM)
+                    put(o, i * out_row + q * out_column, total if op == MAX else total / divisor, ITEM)
         j += n
 
 
@@ -357,10 +396,13 @@ def _roots(target, channels, first, last, w, ITEM):
         outer, inner = inner, outer
     for i in range(first, last):
         for a in range(outer[0]):
-            for b in range(inner[0]):
-                o = i * out_row + a * outer[1] + b * inner[1]
-                value = get(out, o, ITEM) * w.area
-                put(out, o, math.sqrt(value) if w.root == 0.5 else value**w.root, ITEM)
+            o = out + ITEM * (i * out_row + a * outer[1])
+            if w.root == 0.5 and inner[1] == 1:
+                for b in range(inner[0]):
+                    put(o, b, math.sqrt(get(o, b, ITEM) * w.area), ITEM)
+            else:
+                for b in range(inner[0]):
+                    put(o, b * inner[1], (get(o, b * inner[1], ITEM) * w.area) ** w.root, ITEM)
 
 
 @inline
@@ -396,9 +438,10 @@ def pool_rows(
         _columns_with_indices(source, target, indices, shape, first, last, w, ITEM)
     elif in_rows and span <= _LINE:
         _columns(source, target, shape, first, last, w, w.mode, ITEM)
-    elif x_channel == 1 and w.mode != POWERS and (indices == 0 or out_channel == 1):
-        op = w.mode if indices == 0 else ARGMAX
-        _channels(source, target, indices, shape, first, last, w, op, ITEM)
+    elif x_channel == 1 and out_channel == 1 and indices != 0:
+        _channels_with_indices(source, target, indices, shape, first, last, w, ITEM)
+    elif x_channel == 1 and indices == 0 and w.mode != POWERS and (out_channel == 1 or channels <= _TILE):
+        _channels(source, target, shape, first, last, w, w.mode, ITEM)
     else:
         _anything(source, target, indices, shape, first, last, w, ITEM)
     if w.root != 1 or w.area != 1:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.arrays import as_image, empty, memory_format, target
+from fastconv.arrays import allocator, as_image, empty, memory_format, target
 from fastconv.dispatch import kernel_for
 from fastconv.functional.calls import CallCache
 from fastconv.pooling import Pool
@@ -139,11 +139,15 @@ def _pool(x: Any, window: tuple, return_indices: bool, algorithm: str | None, ou
     image, batched = as_image(x, "x")
     key = (image.shape, image.strides, image.dtype.char, window, return_indices, algorithm)
     try:
-        kernel, shape, format = _calls[key]
+        kernel, shape, format, new = _calls[key]
     except (KeyError, TypeError):  # TypeError: a list among the arguments
-        kernel, shape, format = _prepare(image, Pool(*window), return_indices, algorithm)
-        _calls.remember(key, (kernel, shape, format))
-    result, values = target(out, shape, batched, image.dtype, format, image)
+        kernel, shape, format, new = _prepare(image, Pool(*window), return_indices, algorithm)
+        _calls.remember(key, (kernel, shape, format, new))
+    if out is None:
+        result = new()
+        values = result if batched else result[0]
+    else:
+        result, values = target(out, shape, batched, image.dtype, format, image)
     if not return_indices:
         kernel.run(image, result)
         return values
@@ -168,4 +172,4 @@ def _prepare(image: np.ndarray, pool: Pool, return_indices: bool, algorithm: str
     problem = PoolProblem(batch, channels, (size[0], size[1]), pool, str(image.dtype), format, return_indices)
     _ = problem.out_size  # raises where the window does not fit
     kernel, _ = kernel_for(problem, algorithm)
-    return kernel, problem.out_shape, format
+    return kernel, problem.out_shape, format, allocator(problem.out_shape, image.dtype, format)
