@@ -90,6 +90,25 @@ FLOAT64 = tuple(
     f"{head}_f64_nhwc" for head in (_STEMS[2], *(f"n1c{c}h{n}w{n}k{c}r3s3p1" for c, n in ((64, 56), (256, 14))),
                                     "n1c256h28w28k512r1s1", _DEPTHWISE[2], _GROUPED[2], _DILATED[0], _ODD[0])
 )  # fmt: skip
+# A few of every class, for what is not about peers.
+MIXED = tuple(
+    name
+    for group in (
+        RESNET50,
+        VGG16,
+        STEMS,
+        POINTWISE,
+        DEPTHWISE,
+        GROUPED,
+        DILATED,
+        ONE_BY_N,
+        FEW_CHANNELS,
+        ODD,
+        FUSED,
+        TINY,
+    )
+    for name in group[::3]
+)
 
 
 def _gradients(direction: str) -> tuple[str, ...]:

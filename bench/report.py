@@ -12,6 +12,7 @@ from typing import Any
 
 import latency
 import llvmlite.binding as llvm
+import scaling
 import training
 from sections import BEST, SECTIONS, Section
 
@@ -19,7 +20,7 @@ from fastconv.descriptor import parse
 from fastconv.problem import ConvProblem
 
 # Sections that are no list of problems: modules with TITLE, AIM, measure, table and verdict.
-OTHERS: dict[str, Any] = {"latency": latency, "vgg-step": training}
+OTHERS: dict[str, Any] = {"latency": latency, "scaling": scaling, "vgg-step": training}
 
 Rows = dict[str, dict[str, dict[str, Any]]]  # descriptor -> peer -> what `harness.measure` found
 KINDS, CEILINGS = ("median", "min"), ("FMA peak", "copy")

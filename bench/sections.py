@@ -120,6 +120,15 @@ SECTIONS = {
         Section("backward-weight", "Gradients of weights, ResNet-50, batch 8", layers.BACKWARD_WEIGHT, **_GRADIENT),
         Section("float64", "float64", layers.FLOAT64, rivals=(*_TORCH, "jax"), **_ODDITY),
         Section(
+            "untuned",
+            "Plans before tuning, against tuned ones",
+            layers.MIXED,
+            ("fastconv plan, untuned",),
+            ("fastconv plan",),
+            mean=0.95,
+            least=0.83,
+        ),
+        Section(
             "accuracy",
             "Largest errors against float64, ResNet-50",
             (*layers.RESNET50, *layers.RAW),

@@ -23,6 +23,7 @@ from typing import Any
 
 from harness import Worker, measure, set_threads
 from report import CEILINGS, OTHERS, circumstances, rate, stored_table, title_and_aim, verdict, write_markdown
+from roofline import draw
 from sections import SECTIONS, Section
 
 import fastconv
@@ -45,6 +46,7 @@ def arguments() -> argparse.Namespace:
     add("--budget", type=float, default=600.0, help="seconds of tuning for each section")
     add("--json", type=Path, help="keep the figures here; sections not run stay as they are")
     add("--markdown", type=Path, action="append", default=[], help="write a page, or a table between markers")
+    add("--roofline", type=Path, help="draw the roofline plot from --json: this path as .svg and .png")
     add("--render", action="store_true", help="measure nothing; write Markdown from --json")
     return parser.parse_args()
 
@@ -52,7 +54,7 @@ def arguments() -> argparse.Namespace:
 def tune(section: Section, problems: tuple[str, ...], threads: int, budget: float) -> None:
     """Tune, in a process of its own, what wisdom does not know of a section's problems."""
     wanted = [parse(word) for word in problems]
-    if "fastconv plan" in section.ours:  # a plan has its weights packed beforehand
+    if any(name.startswith("fastconv plan") for name in section.ours):  # a plan has its weights packed beforehand
         wanted += [replace(problem, raw=False) for problem in wanted]
     wanted = [problem for problem in wanted if len(algorithms.candidates(problem)) > 1]
     if not wanted:
@@ -100,6 +102,8 @@ def main() -> None:
             stored[name] = entry
             if options.json:
                 options.json.write_text(json.dumps(stored, indent=1) + "\n")
+    if options.roofline:
+        draw(stored, options.roofline)
     for path in options.markdown:
         write_markdown(path, stored)
 

@@ -15,6 +15,7 @@ import numpy as np
 
 PEERS = {
     "fastconv plan": "peers.own:plan",
+    "fastconv plan, untuned": "peers.own:untuned",
     "fastconv conv2d": "peers.own:conv2d",
     "fastconv gradient": "peers.own:gradient",
     "fastconv pool": "peers.own:pool",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import numba
@@ -29,6 +30,12 @@ def plan(p: ConvProblem, arrays: list, threads: int) -> Ready:
     )  # fmt: skip
     out = prepared(x)
     return _ready(lambda: prepared(x, out=out), f"{prepared.choice.candidate} ({prepared.choice.source})")
+
+
+def untuned(p: ConvProblem, arrays: list, threads: int) -> Ready:
+    """A plan as the cost model chooses it, from nothing measured on this machine."""
+    os.environ["FASTCONV_WISDOM"] = os.devnull
+    return plan(p, arrays, threads)
 
 
 def conv2d(p: ConvProblem, arrays: list, threads: int) -> Ready:

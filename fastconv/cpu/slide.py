@@ -6,7 +6,7 @@ For a tile of PIXELS neighbouring outputs x VECS vectors of channels, in every l
 
 It is the sibling of `fastconv.cpu.contract` for filters that see GROUP channels only, as many as there are filters
 in a group. A vector then holds whole groups: X[..., j] is the vector of a pixel with channel j of each group in all
-the lanes of that group, one shuffle within the register. A pixel is loaded once for all the taps that look at it, so
+the lanes of that group. A pixel is loaded once for all the taps that look at it, so
 unlike in `contract`, whose loads would be as many as its multiply-adds, multiply-adds are what takes the time.
 
 Pixels outside of the image are read from zeros: choosing the address costs less than another loop.
@@ -25,6 +25,7 @@ from fastconv.cpu.contract import activated
 from fastconv.cpu.emit import Emitter
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
+_LOOP = 8  # channels of a group from which on they are a loop, and a vector holds one group
 
 
 @intrinsic(prefer_literal=True)
@@ -48,8 +49,8 @@ def slide(typingctx, X, inside, W, init, out, epilogue, PIXELS, VECS, TAPS, STRI
     epilogue : address
         As in `fastconv.cpu.contract.contract`.
     PIXELS, VECS, TAPS, STRIDE, GROUP, LANES, ITEM : literal int
-        The tile, the taps of a filter row, the stride along it, channels and filters of a group, a divisor of
-        LANES; elements of a vector, and bytes of an element.
+        The tile, the taps of a filter row, the stride along it, channels and filters of a group (a divisor of
+        LANES, and LANES itself from 8 on), elements of a vector, and bytes of an element.
     """
     literals = (PIXELS, VECS, TAPS, STRIDE, GROUP, LANES, ITEM)
     sizes = [kind.literal_value for kind in literals]
@@ -104,26 +105,36 @@ class _Slide:
         return found
 
     def _sum_row(self, sums: dict, pixels: list, weights: Any, tap: Any, channel: Any) -> None:
-        emit, bld = self.emitter, self.emitter.builder
-        for j in range(self.group):
-            here = emit.at(weights, bld.mul(_I64(j), channel))
-            taps = [emit.at(here, bld.mul(_I64(s), tap)) for s in range(self.taps)]
-            w = {
-                (s, v): emit.load(emit.at(at, offset))
-                for s, at in enumerate(taps)
-                for v, offset in enumerate(self.vectors)
-            }
-            for q, pointer in enumerate(pixels):
-                users = [(p, q - p * self.stride) for p in range(self.pixels) if 0 <= q - p * self.stride < self.taps]
-                for v, offset in enumerate(self.vectors):
-                    value = self._channel(emit.load(emit.at(pointer, offset)), j)
-                    for p, s in users:
-                        bld.store(bld.call(emit.fma, [value, w[s, v], bld.load(sums[p, v])]), sums[p, v])
+        if self.group < _LOOP:
+            for j in range(self.group):
+                self._sum_channel(sums, pixels, weights, tap, channel, _I64(j))
+        else:  # unrolled, intermediate results of all channels would compete for registers
+            with cgutils.for_range(self.emitter.builder, _I64(self.group)) as j:
+                self._sum_channel(sums, pixels, weights, tap, channel, j.index)
 
-    def _channel(self, value: Any, j: int) -> Any:
+    def _sum_channel(self, sums: dict, pixels: list, weights: Any, tap: Any, channel: Any, j: Any) -> None:
+        emit, bld = self.emitter, self.emitter.builder
+        here = emit.at(weights, bld.mul(j, channel))
+        taps = [emit.at(here, bld.mul(_I64(s), tap)) for s in range(self.taps)]
+        w = {
+            (s, v): emit.load(emit.at(tap_at, offset))
+            for s, tap_at in enumerate(taps)
+            for v, offset in enumerate(self.vectors)
+        }
+        for q, pointer in enumerate(pixels):
+            users = [(p, q - p * self.stride) for p in range(self.pixels) if 0 <= q - p * self.stride < self.taps]
+            for v, offset in enumerate(self.vectors):
+                value = self._spread(emit.at(pointer, offset), j)
+                for p, s in users:
+                    bld.store(bld.call(emit.fma, [value, w[s, v], bld.load(sums[p, v])]), sums[p, v])
+
+    def _spread(self, pointer: Any, j: Any) -> Any:
         """Channel `j` of each group in all the lanes of its group."""
-        if self.group == 1:
-            return value
-        lanes = self.emitter.lanes
-        order = ir.Constant(ir.VectorType(_I32, lanes), [lane // self.group * self.group + j for lane in range(lanes)])
-        return self.emitter.builder.shuffle_vector(value, value, order)
+        emit, group, lanes = self.emitter, self.group, self.emitter.lanes
+        if group == 1:
+            return emit.load(pointer)
+        if group < _LOOP:  # one shuffle within a few neighbouring lanes
+            order = [lane // group * group + j.constant for lane in range(lanes)]
+            value = emit.load(pointer)
+            return emit.builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(_I32, lanes), order))
+        return emit.broadcast(emit.at(pointer, j))

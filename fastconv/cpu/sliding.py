@@ -27,7 +27,7 @@ GEOMETRY = fields(
 )  # fmt: skip
 
 _MOST_TAPS = 7  # along a row: each has code of its own
-_GROUPS = (1, 2, 4, 8)
+_GROUPS = (1, 2, 4, 8, 16)
 _TILES = {32: [(7, 2), (14, 1), (4, 4)], 16: [(4, 2), (7, 1)]}
 
 
@@ -46,10 +46,10 @@ def unsupported(problem: ConvProblem) -> str | None:
 
 
 def _lanes(problem: ConvProblem) -> int:
-    """Elements of a vector: those of a register, or fewer for few channels."""
-    lanes = host().lanes(problem.itemsize)
-    while lanes > problem.out_channels:
-        lanes //= 2
+    """Elements of a vector: those of a register, or fewer for few channels, or those of a large group."""
+    lanes, group = host().lanes(problem.itemsize), problem.in_channels // problem.groups
+    while lanes > problem.out_channels or lanes > group >= 8:
+        lanes //= 2  # of a large group, a channel is spread by the load itself, which beats a wider vector
     return lanes
 
 
