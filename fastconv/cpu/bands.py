@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from fastconv.cpu.emit import LINE_BYTES
 from fastconv.cpu.host import host
 from fastconv.cpu.kernel import ConvKernel, Geometry, Params, fields, record, split
 from fastconv.cpu.pack import (
@@ -28,7 +29,8 @@ from fastconv.problem import ConvProblem
 GEOMETRY = fields(
     "x_batch", "x_channel", "x_row", "x_column", "out_batch", "out_filter", "out_row", "out_column",
     "in_height", "in_width", "conv_height", "conv_width", "out_height", "channels", "filters", "groups",
-    "stride_h", "stride_w", "top", "left", "span_h", "channel_block", "merged", "taps", "n_taps",
+    "kernel_h", "stride_h", "stride_w", "dilation_h", "top", "left", "span_h", "channel_block", "merged",
+    "taps", "n_taps",
     "height", "bands", "blocks", "blocks_per_job", "chunks", "straight", "epilogue",
     "panel_size", "panel_row", "panel_rows", "panel_channel", "panel_phase", "phases_h", "phases_w", "phase_step",
     "pitch", "map_size", "map_row", "map_column", "map_filter", "packed_size", "raw", "length",
@@ -96,7 +98,7 @@ class _Bands(ConvKernel):
     def slab(self, height: int, blocks: int) -> int:
         """Bytes of scratch of a job."""
         sizes = self.scratch(self.conv_rows(height))
-        return self.item * (sizes["panel_size"] + blocks * sizes["map_size"] + sizes.get("packed_size", 0))
+        return LINE_BYTES + self.item * (sizes["panel_size"] + blocks * sizes["map_size"] + sizes.get("packed_size", 0))
 
     def fill(self, x: tuple[int, ...], out: tuple[int, ...], taps: list, **form: int) -> Geometry:
         p = self.problem
@@ -116,7 +118,8 @@ class _Bands(ConvKernel):
             out_batch=out[0], out_filter=out[1], out_row=out[2], out_column=out[3],
             in_height=p.in_size[0], in_width=p.in_size[1], conv_height=p.conv_size[0], conv_width=p.conv_size[1],
             out_height=out_height, channels=p.in_channels // p.groups, **packing_fields(p),
-            groups=p.groups, stride_h=p.stride[0], stride_w=p.stride[1], top=p.padding[0][0], left=p.padding[1][0],
+            groups=p.groups, kernel_h=p.kernel_size[0], dilation_h=p.dilation[0], stride_h=p.stride[0],
+            stride_w=p.stride[1], top=p.padding[0][0], left=p.padding[1][0],
             span_h=self.span_h, channel_block=self.channel_block, height=height, bands=bands, blocks=blocks,
             blocks_per_job=per_job, chunks=chunks, epilogue=self.epilogue_address,
             **self.scratch(self.conv_rows(height)), **form,

@@ -105,7 +105,7 @@ class Launch:
             new = workspace(self.slab, self._threads)
             memory = new.ctypes.data, new
         if self._serial is not None:
-            self._serial(self._address, x, second, third, out, memory[0], *self._tail)
+            self._serial(self._address, x, second, third, out, memory[0], self.slab, *self._tail)
         else:
             arrays, threads = (x, second, third, out), usable_threads(self._threads)
             self._launcher(self._address, arrays, memory[0], self.slab, *self._tail, threads)

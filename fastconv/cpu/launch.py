@@ -38,7 +38,15 @@ def _fetch_add(typingctx, address, value):
 
 
 @inline
-def _serially(function, arrays, scratch, geometry, jobs):
+def _begin(scratch, slab):
+    """The first word of scratch is zero when a thread begins, so that jobs can leave notes there for the next."""
+    if slab:
+        ints(scratch, 1, 1)[0, 0] = 0
+
+
+@inline
+def _serially(function, arrays, scratch, slab, geometry, jobs):
+    _begin(scratch, slab)
     for index in range(jobs):
         call(function, (*arrays, scratch, geometry, index))
 
@@ -50,7 +58,8 @@ def first_job(thread, jobs, threads):
 
 
 @inline
-def _in_ranges(function, arrays, scratch, geometry, counters, jobs, thread, threads):
+def _in_ranges(function, arrays, scratch, slab, geometry, counters, jobs, thread, threads):
+    _begin(scratch, slab)
     for turn in range(threads):
         owner = (thread + turn) % threads
         counter, last = counters + COUNTER_BYTES * owner, first_job(owner + 1, jobs, threads)
@@ -76,7 +85,7 @@ class Launcher:
     ----------
     arrays : tuple of Numba types
     serial, parallel : callable
-        ``serial(function, *arrays, scratch, geometry, jobs)`` and
+        ``serial(function, *arrays, scratch, slab, geometry, jobs)`` and
         ``parallel(function, *arrays, workspace, slab, geometry, jobs, threads)``, to be compiled: `slab` is
         the scratch of one thread in bytes, for `workspace` see there.
     """
@@ -87,7 +96,7 @@ class Launcher:
     @cached_property
     def serial(self) -> Any:
         """The compiled function for this thread alone."""
-        return jit(types.void(types.int64, *self._arrays, *[types.int64] * 3))(self._serial)
+        return jit(types.void(types.int64, *self._arrays, *[types.int64] * 4))(self._serial)
 
     @cached_property
     def parallel(self) -> Any:
@@ -99,7 +108,7 @@ class Launcher:
     ) -> None:
         """Run `jobs` jobs of the kernel at the address `function`; `memory` is the address of a `workspace`."""
         if threads == 1:
-            self.serial(function, *arrays, memory, geometry, jobs)
+            self.serial(function, *arrays, memory, slab, geometry, jobs)
         elif _Process.workqueue is False:
             self.parallel(function, *arrays, memory, slab, geometry, jobs, threads)
         else:
@@ -132,10 +141,10 @@ def lp_launcher(dtype: str) -> Launcher:
 def _image_launcher(dtype: str, second: types.Array, third: types.Array | None = None) -> Launcher:
     stamp = source_stamp()
 
-    def serial(function, x, second, third, out, scratch, geometry, jobs):
+    def serial(function, x, second, third, out, scratch, slab, geometry, jobs):
         _ = stamp
         xp, yp, zp = np.int64(x.ctypes.data), np.int64(second.ctypes.data), np.int64(third.ctypes.data)
-        _serially(function, (xp, yp, zp, np.int64(out.ctypes.data)), scratch, geometry, jobs)
+        _serially(function, (xp, yp, zp, np.int64(out.ctypes.data)), scratch, slab, geometry, jobs)
 
     def parallel(function, x, second, third, out, workspace, slab, geometry, jobs, threads):
         _ = stamp
@@ -144,7 +153,7 @@ def _image_launcher(dtype: str, second: types.Array, third: types.Array | None =
         _start_counters(workspace, jobs, threads)
         for thread in prange(threads):
             scratch = workspace + threads * COUNTER_BYTES + np.int64(thread) * slab
-            _in_ranges(function, arrays, scratch, geometry, workspace, jobs, np.int64(thread), threads)
+            _in_ranges(function, arrays, scratch, slab, geometry, workspace, jobs, np.int64(thread), threads)
 
     real = getattr(types, dtype)
     image, flat = types.Array(real, 4, "A", readonly=True), types.Array(real, 1, "C", readonly=True)
@@ -156,16 +165,16 @@ def _record_launcher() -> Launcher:
     """For `fastconv.jit.record_kernel`s, which find their arrays in the record."""
     stamp = source_stamp()
 
-    def serial(function, scratch, record, jobs):
+    def serial(function, scratch, slab, record, jobs):
         _ = stamp
-        _serially(function, (), scratch, record, jobs)
+        _serially(function, (), scratch, slab, record, jobs)
 
     def parallel(function, workspace, slab, record, jobs, threads):
         _ = stamp
         _start_counters(workspace, jobs, threads)
         for thread in prange(threads):
             scratch = workspace + threads * COUNTER_BYTES + np.int64(thread) * slab
-            _in_ranges(function, (), scratch, record, workspace, jobs, np.int64(thread), threads)
+            _in_ranges(function, (), scratch, slab, record, workspace, jobs, np.int64(thread), threads)
 
     return Launcher((), serial, parallel)
 

@@ -22,9 +22,10 @@ from numba import carray
 from fastconv.cpu import bands
 from fastconv.cpu.bands import GEOMETRY
 from fastconv.cpu.contract import contract
+from fastconv.cpu.emit import LINE_BYTES
 from fastconv.cpu.host import host
 from fastconv.cpu.kernel import ConvKernel, Params
-from fastconv.cpu.memory import call
+from fastconv.cpu.memory import call, ints
 from fastconv.cpu.pack import weights_of_block
 from fastconv.cpu.panels import pad_rows, pad_vectors
 from fastconv.cpu.tiles import filter_vector_tiles, pixel_vector_tiles
@@ -74,12 +75,34 @@ def _split(g, index):
 
 
 @inline
+def _is_missing(g, index, scratch):
+    """Whether the band of a job is not what the last job on this thread has left in the panel; notes that it will be.
+
+    The panel comes after a cache line that holds the number of its band.
+    """
+    note, band = ints(scratch, 1, 1), index // g.chunks + 1
+    if g.channel_block == g.channels and note[0, 0] == band:
+        return False
+    note[0, 0] = band
+    return True
+
+
+@inline
 def _conv_rows(g, first, last):
     """Rows of the convolution that output rows [first, last) need."""
     if g.window == 0:
         return first, last
     begin = max(0, first * g.pool_stride - g.pool_padding)
     return begin, min(g.conv_height, (last - 1) * g.pool_stride - g.pool_padding + g.pool_span)
+
+
+@inline
+def _taps_inside(g, row):
+    """First and number of the taps of a convolution row that are not in the padding above or below."""
+    origin, across = row * g.stride_h - g.top, g.n_taps // g.kernel_h
+    first = max(0, -(origin // g.dilation_h))
+    last = min(g.kernel_h, (g.in_height - 1 - origin) // g.dilation_h + 1)
+    return first * across, max(0, last - first) * across
 
 
 @inline
@@ -109,14 +132,16 @@ def _pixel_rows(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
         g = carray(geometry, 1)[0]
         n, group, first_block, last_block, first, last = _split(g, index)
         top, bottom = _conv_rows(g, first, last)
-        packed = scratch + ITEM * g.panel_size
+        panel, missing = scratch + LINE_BYTES, _is_missing(g, index, scratch)
+        packed = panel + ITEM * g.panel_size
         maps = packed + ITEM * g.packed_size
         image = x + ITEM * (n * g.x_batch + group * g.channels * g.x_channel)
         result = out + ITEM * (n * g.out_batch + group * g.filters * g.out_filter)
         for c in range(0, g.channels, g.channel_block):
             channels = min(g.channel_block, g.channels - c)
             source = image + ITEM * c * g.x_channel
-            pad_rows(source, g, top, bottom, channels, scratch, g.panel_row, g.channel_block, ITEM)
+            if missing:
+                pad_rows(source, g, top, bottom, channels, panel, g.panel_row, g.channel_block, ITEM)
             epilogue = g.epilogue if c + channels == g.channels else 0
             steps = channels * g.merged
             for block in range(first_block, last_block):
@@ -127,13 +152,14 @@ def _pixel_rows(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
                     target = maps + ITEM * ((block - first_block) * g.map_size + (row - top) * g.map_row)
                     if g.straight:
                         target = result + ITEM * (block * BLOCK + row * g.out_row)
-                    a = scratch + ITEM * (row - top) * g.stride_h * g.panel_row
+                    first_tap, n_taps = _taps_inside(g, row)
+                    a = panel + ITEM * (row - top) * g.stride_h * g.panel_row
                     for p in range(0, g.conv_width, ROWS):
                         o = target + ITEM * p * g.map_column
                         contract(
                             (a + ITEM * p * g.stride_w * g.channel_block, g.stride_w * g.channel_block, 1),
                             (w, BLOCK),
-                            (g.taps, g.n_taps, steps),
+                            (g.taps + 16 * first_tap, n_taps, steps),
                             (o, g.map_column, LANES) if c else (start, 0, LANES),
                             (o, g.map_column, min(ROWS, g.conv_width - p), filters),
                             epilogue, ROWS, VECS, ITEM, 0,
@@ -160,12 +186,14 @@ def _pixel_vectors(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> A
         n, group, first_block, last_block, first, last = _split(g, index)
         top, bottom = _conv_rows(g, first, last)
         pixels = (bottom - top - 1) * g.pitch + g.conv_width
-        maps = scratch + ITEM * g.panel_size
+        panel, missing = scratch + LINE_BYTES, _is_missing(g, index, scratch)
+        maps = panel + ITEM * g.panel_size
         image = x + ITEM * (n * g.x_batch + group * g.channels * g.x_channel)
         result = out + ITEM * (n * g.out_batch + group * g.filters * g.out_filter)
         for c in range(0, g.channels, g.channel_block):
             channels = min(g.channel_block, g.channels - c)
-            pad_vectors(image + ITEM * c * g.x_channel, g, top, bottom, channels, scratch, ITEM)
+            if missing:
+                pad_vectors(image + ITEM * c * g.x_channel, g, top, bottom, channels, panel, ITEM)
             epilogue = g.epilogue if c + channels == g.channels else 0
             for p in range(0, pixels, WIDE):
                 for block in range(first_block, last_block):
@@ -173,7 +201,7 @@ def _pixel_vectors(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> A
                     o = maps + ITEM * ((block - first_block) * g.map_size + p)
                     contract(
                         (weight + ITEM * (group * g.a_group + block * g.a_block + c * g.a_step), g.a_row, g.a_step),
-                        (scratch + ITEM * p, g.panel_channel),
+                        (panel + ITEM * p, g.panel_channel),
                         (g.taps, g.n_taps, channels),
                         (o, g.map_filter, LANES) if c else (bias + ITEM * k * LANES, LANES, 0),
                         (o, g.map_filter, min(ROWS, g.filters - block * ROWS), WIDE),
