@@ -45,9 +45,10 @@ def space(problem: ConvProblem) -> list[Params]:
     """The register tiles of this CPU, with the channels whole or in blocks whose weights fit in cache.
 
     ``pixel_vectors`` says which form of the kernel runs: 0 channels-last, either one contiguous, or where
-    filters would fill less than half a vector.
+    filters would leave many lanes of their vectors empty.
     """
-    few = 2 * problem.out_channels // problem.groups <= host().lanes(problem.itemsize)
+    filters, lanes = problem.out_channels // problem.groups, host().lanes(problem.itemsize)
+    few = filters < 0.6 * -(-filters // lanes) * lanes
     forms = (0, 1) if problem.memory_format == "contiguous" or few else (0,)
     return [
         {"rows": rows, "vectors": vectors, "channels": channels, "pixel_vectors": form}
