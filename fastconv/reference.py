@@ -99,6 +99,10 @@ class ReferencePool(Reference):
         if indices is not None:
             indices[...] = found
 
+    def bound(self, x: np.ndarray, out: np.ndarray) -> Callable[[np.ndarray, np.ndarray], None]:
+        """See `fastconv.cpu.pool_kernel.PoolKernel.bound`."""
+        return self.run
+
 
 def store(values: np.ndarray, out: np.ndarray) -> None:
     """Round float64 `values` to the dtype of `out`."""

@@ -5,7 +5,6 @@ One job is some output rows of some channels of one image.
 
 from __future__ import annotations
 
-import math
 from functools import cache
 from typing import Any
 
@@ -33,15 +32,12 @@ def space(problem: PoolProblem) -> list[Params]:
 
 
 def cost(problem: PoolProblem, params: Params) -> float:
-    """Predicted nanoseconds on one thread: memory traffic, steps of the outer loops, and taps."""
+    """Predicted nanoseconds on one thread: memory traffic, rows of contiguous planes, and taps."""
     if problem.pool.mode == "lp" and problem.pool.norm_type not in (1.0, 2.0):
         return 500 + 20 * problem.flops
-    if problem.memory_format == "channels_last":
-        steps, per_tap = problem.batch * math.prod(problem.out_size), 0.04
-    else:
-        steps, per_tap = problem.batch * problem.channels * problem.out_size[0], 0.05
-        per_tap = 0.5 if problem.return_indices else per_tap
-    return 500 + 0.04 * problem.bytes + 20 * steps + per_tap * problem.flops
+    per_tap = 0.5 if problem.return_indices and problem.memory_format == "contiguous" else 0.03
+    rows = 0 if problem.memory_format == "channels_last" else problem.batch * problem.channels * problem.out_size[0]
+    return 500 + 0.018 * problem.bytes + 16 * rows + per_tap * problem.flops
 
 
 def make(problem: PoolProblem, params: Params, threads: int) -> PoolKernel:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from fastconv.cpu.kernel import Kernel, Params
@@ -51,6 +53,14 @@ class PoolKernel(Kernel):
         launch = self.launch(x, out) if out.size else None
         if launch is not None:  # a pooling kernel takes any strides
             launch(x, self._no_indices if indices is None else indices, self._no_bias, out)
+
+    def bound(self, x: np.ndarray, out: np.ndarray) -> Callable[[np.ndarray, np.ndarray], None]:
+        """`run` without indices for arrays with the strides of these, which takes no time to find out what to do."""
+        launch = self.launch(x, out) if out.size else None
+        if launch is None:
+            return self.run
+        no_indices, no_bias = self._no_indices, self._no_bias
+        return lambda x, out: launch(x, no_indices, no_bias, out)
 
     def _check(self, indices: np.ndarray | None, out: np.ndarray) -> None:
         if indices is None:

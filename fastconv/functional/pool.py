@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -136,22 +137,24 @@ def global_max_pool2d(x: np.ndarray, *, algorithm: str | None = None, out: np.nd
 
 
 def _pool(x: Any, window: tuple, return_indices: bool, algorithm: str | None, out: np.ndarray | None) -> Any:
-    image, batched = as_image(x, "x")
-    key = (image.shape, image.strides, image.dtype.char, window, return_indices, algorithm)
     try:
-        kernel, shape, format, new = _calls[key]
-    except (KeyError, TypeError):  # TypeError: a list among the arguments
-        kernel, shape, format, new = _prepare(image, Pool(*window), return_indices, algorithm)
-        _calls.remember(key, (kernel, shape, format, new))
-    if out is None:
-        result = new()
-        values = result if batched else result[0]
-    else:
-        result, values = target(out, shape, batched, image.dtype, format, image)
+        call = _calls[x.shape, x.strides, x.dtype, window, return_indices, algorithm]
+        known = x.flags.aligned and x.ndim == 4
+    except (KeyError, TypeError, AttributeError):  # a first call, a list among the arguments, not an array
+        known = False
+    if known and out is None and not return_indices:  # arrays like this one passed every check before
+        result = call.new()
+        call.run(x, result)
+        return result
+    image, batched = as_image(x, "x")
+    if not known:
+        call = _prepare(image, Pool(*window), return_indices, algorithm)
+        _calls.remember((image.shape, image.strides, image.dtype, window, return_indices, algorithm), call)
+    result, values = target(out, call.shape, batched, image.dtype, call.format, image)
     if not return_indices:
-        kernel.run(image, result)
+        call.kernel.run(image, result)
         return values
-    indices = _run_with_indices(kernel, image, result, format)
+    indices = _run_with_indices(call.kernel, image, result, call.format)
     return values, indices if batched else indices[0]
 
 
@@ -166,10 +169,22 @@ def _run_with_indices(kernel: Any, image: np.ndarray, result: np.ndarray, format
     return indices
 
 
-def _prepare(image: np.ndarray, pool: Pool, return_indices: bool, algorithm: str | None) -> tuple:
+class _Call(NamedTuple):
+    """What is known of a call: its kernel, the result's shape and format, what makes one and fills it."""
+
+    kernel: Any
+    shape: tuple[int, ...]
+    format: MemoryFormat
+    new: Callable[[], np.ndarray]
+    run: Callable[[np.ndarray, np.ndarray], None]
+
+
+def _prepare(image: np.ndarray, pool: Pool, return_indices: bool, algorithm: str | None) -> _Call:
     format = memory_format(image)
     batch, channels, *size = image.shape
     problem = PoolProblem(batch, channels, (size[0], size[1]), pool, str(image.dtype), format, return_indices)
     _ = problem.out_size  # raises where the window does not fit
     kernel, _ = kernel_for(problem, algorithm)
-    return kernel, problem.out_shape, format, allocator(problem.out_shape, image.dtype, format)
+    new = allocator(problem.out_shape, image.dtype, format)
+    run = kernel.run if return_indices else kernel.bound(image, new())
+    return _Call(kernel, problem.out_shape, format, new, run)
