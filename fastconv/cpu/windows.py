@@ -35,8 +35,8 @@ from fastconv.sizes import Pair
 POWERS = 4  # a mode beside those of `reduce`
 _TILE = 2048  # elements that `_channels` brings into another order
 _LINE = 1024  # longest line of `_columns`, in elements
-_BEYOND = 64  # vectors read so far past its end
-_LINE_ROOM = _LINE + _BEYOND
+_LINES = 2 * _LINE  # elements of several lines, one after the other
+_LINE_ROOM = _LINES + 64  # vectors read past the end of the last one
 
 WINDOW = np.dtype(
     [
@@ -196,27 +196,32 @@ def _columns(source, target, shape, first, last, w, op, ITEM):
         end = min(begin + most, w.out_width)
         origin, reach = begin * stride - padding, (end - 1) * stride - padding + span
         left, right = max(origin, 0), min(reach, width)
-        pitch = reach - origin + _BEYOND
-        together = min(_LINE_ROOM // pitch, last - first)
-        for i in range(together):
+        pitch = reach - origin
+        most_lines = _LINES // pitch
+        for i in range(most_lines):
             _fill_empty(line + ITEM * i * pitch, left - origin, op, ITEM)
             _fill_empty(line + ITEM * (i * pitch + right - origin), reach - right, op, ITEM)
-        for c in range(channels):
-            a, o = x + ITEM * (c * x_channel + left), out + ITEM * c * out_channel
-            i = first
-            while i < last:
-                # One step on several rows before the next: what has just been stored is slow to load.
-                count = min(together, _alike(i, last, height, w))
-                h, rows, down = _down(i, height, w)
-                reduce_down(
-                    (a + ITEM * h * x_row, w.stride_h * x_row), (line + ITEM * (left - origin), pitch, count),
-                    w.dilation_h * x_row, rows, right - left, op, ITEM,
-                )  # fmt: skip
-                _along(
-                    (line, pitch, count), (o + ITEM * i * out_row, out_row, out_column), (begin, end), whole, width,
-                    down, w, SUM if op == SQUARES else op, ITEM,
-                )  # fmt: skip
-                i += count
+        i = first
+        while i < last:
+            # One step on many rows and channels before the next: what has just been stored is slow to load.
+            count = min(most_lines, _alike(i, last, height, w))
+            together = most_lines // count
+            h, rows, down = _down(i, height, w)
+            for c in range(0, channels, together):
+                some = min(together, channels - c)
+                for k in range(some):
+                    place = line + ITEM * (k * count * pitch + left - origin)
+                    reduce_down(
+                        (x + ITEM * ((c + k) * x_channel + h * x_row + left), w.stride_h * x_row),
+                        (place, pitch, count), w.dilation_h * x_row, rows, right - left, op, ITEM,
+                    )  # fmt: skip
+                for k in range(some):
+                    _along(
+                        (line + ITEM * k * count * pitch, pitch, count),
+                        (out + ITEM * ((c + k) * out_channel + i * out_row), out_row, out_column), (begin, end),
+                        whole, width, down, w, SUM if op == SQUARES else op, ITEM,
+                    )  # fmt: skip
+            i += count
 
 
 @inline
@@ -231,8 +236,8 @@ def _columns_with_indices(source, target, indices, shape, first, last, w, ITEM):
     x, x_row, _, x_channel = source
     out, out_row, out_column, out_channel = target
     height, width, channels = shape
-    line, places = stack(_LINE_ROOM, ITEM), stack(_LINE_ROOM, 8)
-    row_of = ints(places, 1, _LINE_ROOM)[0]
+    line, places = stack(_LINE, ITEM), stack(_LINE, 8)
+    row_of = ints(places, 1, _LINE)[0]
     most = (_LINE - (w.kernel_w - 1) * w.dilation_w - 1) // w.stride_w + 1
     for c in range(channels):
         for i in range(first, last):
