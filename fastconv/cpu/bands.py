@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fastconv.cpu.emit import LINE_BYTES
+from fastconv.cpu.geometry import axes
 from fastconv.cpu.host import host
 from fastconv.cpu.kernel import ConvKernel, Geometry, Params, fields, record, split
 from fastconv.cpu.pack import (
@@ -53,19 +54,27 @@ def cost(problem: ConvProblem, params: Params) -> float:
     rows, vectors = params["rows"], params["vectors"]
     wide, filters = vectors * host().lanes(problem.itemsize), problem.out_channels // problem.groups
     height, width = problem.conv_size
-    length, channels = math.prod(problem.weight_shape[1:]), problem.in_channels // problem.groups
+    channels = problem.in_channels // problem.groups
+    length: float = math.prod(problem.weight_shape[1:])
     if params["pixel_vectors"]:
         pitch = width + ((problem.kernel_size[1] - 1) * problem.dilation[1]) // problem.stride[1]
         # Vectors that straddle two cache lines load at half the speed.
         tiles, packing = 1.4 * -(-height * pitch // wide) * -(-filters // rows), 0.0
     else:
         tiles, packing = height * -(-width // rows) * -(-filters // wide), packing_ns(problem)
+        length *= _share_of_rows(problem)
     overlap = 1.0
     if problem.pool:  # neighbouring bands compute the rows that their windows share
         overlap += max(0, problem.pool.kernel_size[0] - problem.pool.stride[0]) / (8 * problem.pool.stride[0])
     contraction = overlap * tiles * (length * step_ns(rows, vectors) + per_tile_ns(rows, vectors))
     copies = 0.3 * (math.prod(problem.in_size) * channels + height * width * filters)
     return problem.batch * problem.groups * (contraction + copies) + packing
+
+
+def _share_of_rows(problem: ConvProblem) -> float:
+    """The share of filter rows that are not in the padding above or below."""
+    inside = sum(len(run) * (run.last - run.first) for run in axes(problem)[0])
+    return inside / (problem.conv_size[0] * problem.kernel_size[0])
 
 
 class _Bands(ConvKernel):

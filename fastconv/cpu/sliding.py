@@ -67,7 +67,8 @@ def cost(problem: ConvProblem, params: Params) -> float:
     blocks = -(-problem.out_channels // (vectors * lanes))
     tiles = problem.batch * height * -(-width // pixels) * blocks
     loads = (pixels - 1) * stride + 2 * taps
-    row = group * vectors * max(pixels * taps, (1 if group == 1 else 1.5) * loads) + 10
+    wide = max(0.55, lanes / host().lanes(problem.itemsize))  # two narrow vectors take about the time of a wide one
+    row = wide * group * vectors * max(pixels * taps, (1 if group == 1 else 1.5) * loads) + 10
     return tiles * (FMA_NS * 1.1 * kernel_h * row + per_tile_ns(pixels, vectors))
 
 
