@@ -23,6 +23,7 @@ from support import (
 
 import fastconv
 from fastconv import algorithms, grad, reference
+from fastconv.cpu import pool_backward
 from fastconv.descriptor import parse
 from fastconv.pooling import Pool
 from fastconv.problem import PoolProblem
@@ -36,6 +37,8 @@ FORWARD += [parse(text) for text in [
     "n2c5h11w13_avg5u3p2", "n1c70h9w8_avg5u3p2nopad", "n1c3h12w17_avg7u2p3", "n1c4h9w10_avg4u2p1ceilnopad",
     "n1c2h9w9_avg1u2", "n1c18h8w11_avg2u5", "n1c3h6w7_avg1u1", "n1c5h13w12_lp5u3n2ceil", "n1c20h9w9_lp1u2n3",
     "n1c3h8w9_max1u3", "n2c65h6w5_max4u1p2", "n1c3h5w6_lp2u1n1", "n2c9h6w5_lp3u2n2.5ceil",
+    # Rows of several vectors.
+    "n1c2h23w70_avg3u2p1", "n1c2h5w67_avg4u2p2nopad", "n1c2h9w40_avg9u1p4", "n1c3h9w50_avg7u3p3", "n1c2h7w41_avg2u2",
     # Whole planes.
     "n2c5h6w7_avg6.7u1", "n2c33h4w4_lp4u4n3", "n3c4h5w2_max5.2u1", "n1c3h1w2_avg1.2u2", "n1c7h1w1_avg1u1",
 ]]  # fmt: skip
@@ -182,7 +185,9 @@ def call(pool: Pool, gradient: np.ndarray, size: tuple[int, ...], saved: tuple, 
     """The public function for a pooling window."""
     window = {"stride": pool.stride, "ceil_mode": pool.ceil_mode} | options
     if pool.mode == "max":
-        return grad.max_pool2d(gradient, *saved, size, **options)
+        return grad.max_pool2d(
+            gradient, *saved, size, pool.kernel_size, padding=pool.padding, dilation=pool.dilation, **window
+        )
     if pool.mode == "avg":
         window |= {"padding": pool.padding, "count_include_pad": pool.count_include_pad}
         return grad.avg_pool2d(gradient, size, pool.kernel_size, **window)
@@ -260,6 +265,54 @@ def test_indices_say_where_whatever_the_window_was(size, out_size) -> None:
     np.add.at(expected, (np.arange(6)[:, None], indices.reshape(6, -1)), gradient.reshape(6, -1))
     result = grad.max_pool2d(gradient, indices, (2, 3, *size))
     np.testing.assert_array_equal(result.reshape(6, -1), expected[:, :-1])
+
+
+GATHERED = [
+    replace(parse(text), direction="backward_input")
+    for text in [
+        "n2c70h9w8_max3u2p1_nhwc",
+        "n1c16h7w9_max2_f64_nhwc",
+        "n1c5h6w2_max3u1p1_nhwc",
+        "n1c33h2w7_max3u3p1_nhwc",
+    ]
+]
+
+
+@pytest.mark.parametrize("problem", GATHERED, ids=lambda p: p.descriptor)
+def test_indices_in_their_windows_need_no_second_look(problem: PoolProblem) -> None:
+    gradient, saved, expected = case(problem)
+    kernel, out = make(problem, "direct", threads=2), np.empty_like(expected, problem.dtype)
+    out = as_format(out, problem.memory_format)
+    kernel.run(gradient, out, *saved)
+    assert_close(out, expected, problem)
+    assert isinstance(kernel, pool_backward.GatherMaxima)
+    assert "anywhere" not in kernel.__dict__
+
+
+@pytest.mark.parametrize("one", [False, True], ids=["all", "one"])
+@pytest.mark.parametrize("problem", GATHERED, ids=lambda p: p.descriptor)
+def test_indices_that_are_not_in_their_windows(problem: PoolProblem, one: bool) -> None:
+    gradient, (indices,), _ = case(problem)
+    area = math.prod(problem.in_size)
+    wrong = rng.integers(-2, area + 2, indices.shape)
+    for place in [area - 1, 0, problem.in_size[1] - 1, -1, -(2**63), 2**32] if one else [0]:
+        if one:
+            wrong = indices.copy()
+            wrong[0, 3, 0, 0] = place
+        expected = pool_input(problem, gradient, wrong)
+        out = guarded(as_format(np.full(problem.in_shape, np.nan, problem.dtype), problem.memory_format), True)
+        make(problem, "direct", threads=2).run(gradient, out, as_format(wrong, problem.memory_format))
+        np.testing.assert_allclose(out, expected, 1e-5, 1e-5)
+
+
+def test_a_gathered_sum_has_the_bits_of_a_scattered_one() -> None:
+    for problem in GATHERED:
+        gradient, saved, _ = case(problem)
+        out = [as_format(np.empty(problem.in_shape, problem.dtype), problem.memory_format) for _ in range(2)]
+        kernel = make(problem, "direct")
+        kernel.run(gradient, out[0], *saved)
+        kernel.anywhere.run(gradient, out[1], *saved)
+        assert out[0].tobytes() == out[1].tobytes()
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)

@@ -55,7 +55,7 @@ class Pool2d:
         self.pool = getattr(grad, function)
         if function == "max_pool2d":
             y, indices = fastconv.max_pool2d(x, 3, 2, return_indices=True)
-            self.rest = (indices, x.shape)
+            self.rest = (indices, x.shape, 3, 2)
         elif function == "avg_pool2d":
             y = fastconv.avg_pool2d(x, 3, 2)
             self.rest = (x.shape, 3, 2)

@@ -70,7 +70,7 @@ def pool(p: PoolProblem, arrays: list, threads: int) -> Ready:
         if p.pool.mode == "avg":
             return _ready(lambda: fastconv.grad.avg_pool2d(grad, x.shape, *window), note)
         _, indices = fastconv.max_pool2d(x, *window, return_indices=True)
-        return _ready(lambda: fastconv.grad.max_pool2d(grad, indices, x.shape), note)
+        return _ready(lambda: fastconv.grad.max_pool2d(grad, indices, x.shape, *window), note)
     (x,) = arrays
     if p.pool.mode == "lp":
         return _ready(lambda: fastconv.lp_pool2d(x, p.pool.norm_type, *window[:2]), note)

@@ -17,7 +17,7 @@ from fastconv.cpu.launch import run_jobs
 from fastconv.cpu.memory import get, put
 from fastconv.jit import inline, record_kernel, source_stamp
 
-RELU, RELU_BACKWARD, LEAKY_RELU, LEAKY_RELU_BACKWARD, DROPOUT, ADD = range(6)
+RELU, RELU_BACKWARD, LEAKY_RELU, LEAKY_RELU_BACKWARD, DROPOUT, ADD, NORM_SHARE = range(7)
 CHUNK = 1 << 15  # elements of one job
 _RANDOM_BITS = 53
 
@@ -55,6 +55,11 @@ def dropout(x: np.ndarray, p: float, seed: int, last: bool) -> np.ndarray:
 def add(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """a + b."""
     return _apply(ADD, a, b, "b")
+
+
+def norm_share(grad_output: np.ndarray, output: np.ndarray, norm_type: float) -> np.ndarray:
+    """What an Lp norm passes on to x**(p-1): ``grad_output * output**(1-p)``, or nothing where the norm is 0."""
+    return _apply(NORM_SHARE, grad_output, output, "output", constant=norm_type - 1)
 
 
 def _apply(
@@ -138,6 +143,14 @@ def _compiled(OP: int, char: str, stamp: str) -> Any:
                 y = get(b, i, ITEM) if x > ZERO else constant * get(b, i, ITEM)
             elif OP == DROPOUT:
                 y = x * (constant if _random(seed, first + i) >= threshold else ZERO)
+            elif OP == NORM_SHARE:
+                norm = get(b, i, ITEM)
+                y = x
+                if constant == 1:
+                    y = x / norm
+                elif constant != 0:
+                    y = x * norm**-constant
+                y = y if norm != ZERO else ZERO
             else:
                 y = x + get(b, i, ITEM)
             put(out, i, y, ITEM)

@@ -85,9 +85,9 @@ class Emitter:
         otherwise = otherwise or ir.Constant(self.vector, ir.Undefined)
         return b.call(function, [as_vector, _I32(self.itemsize), mask, otherwise])
 
-    def load_some(self, pointer: Any, mask: Any) -> Any:
+    def load_some(self, pointer: Any, mask: Any, otherwise: Any = None) -> Any:
         """`load_masked`, or `load` if there is no mask."""
-        return self.load(pointer) if mask is None else self.load_masked(pointer, mask)
+        return self.load(pointer) if mask is None else self.load_masked(pointer, mask, otherwise)
 
     def store_some(self, value: Any, pointer: Any, mask: Any) -> None:
         """`store_masked`, or `store` if there is no mask."""
@@ -111,6 +111,12 @@ class Emitter:
                 rows[i], rows[i + step] = self._shuffle(*pair, low), self._shuffle(*pair, high)
             step *= 2
         return rows
+
+    def interleave(self, a: Any, b: Any) -> list:
+        """The lanes of two vectors in turn, as two vectors."""
+        lanes = self.lanes
+        order = [lane for n in range(lanes) for lane in (n, lanes + n)]
+        return [self._shuffle(a, b, half) for half in (order[:lanes], order[lanes:])]
 
     def _shuffle(self, a: Any, b: Any, mask: list[int]) -> Any:
         return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, self.lanes), mask))

@@ -27,7 +27,7 @@ COUNTER_BYTES = 64  # at the head of a workspace, each thread's counter has a ca
 
 
 @intrinsic
-def _fetch_add(typingctx, address, value):
+def fetch_add(typingctx, address, value):
     """Atomically add to the int64 at `address`; return what it held before."""
 
     def codegen(context, builder, _signature, args):
@@ -63,10 +63,10 @@ def _in_ranges(function, arrays, scratch, slab, geometry, counters, jobs, thread
     for turn in range(threads):
         owner = (thread + turn) % threads
         counter, last = counters + COUNTER_BYTES * owner, first_job(owner + 1, jobs, threads)
-        index = _fetch_add(counter, 1)
+        index = fetch_add(counter, 1)
         while index < last:
             call(function, (*arrays, scratch, geometry, index))
-            index = _fetch_add(counter, 1)
+            index = fetch_add(counter, 1)
 
 
 @inline

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
 from fastconv.arrays import empty
-from fastconv.cpu.kernel import Geometry, Kernel, Params, dense_strides, record
+from fastconv.cpu.elementwise import norm_share
+from fastconv.cpu.kernel import Geometry, Kernel, Launch, Params, dense_strides, record
 from fastconv.cpu.launch import lp_launcher, pool_launcher
-from fastconv.cpu.pack import whole_lines
 from fastconv.cpu.windows_backward import (
     AVERAGE,
     GEOMETRY,
+    MAX,
     POWERS,
     SQUARES,
-    SUM,
     gather_pixels,
     gather_rows,
     scatter_maxima,
@@ -28,6 +28,7 @@ from fastconv.problem import MemoryFormat, PoolProblem
 
 _CHANNELS = 64  # of a job at least: pieces of a pixel that are much shorter are slow to walk
 _JOB_BYTES = 64 << 10
+_MOST_PIXELS = 16  # of a window that is gathered
 
 
 def unsupported(problem: PoolProblem) -> str | None:
@@ -41,18 +42,27 @@ def space(problem: PoolProblem) -> list[Params]:
 
 
 def cost(problem: PoolProblem, params: Params) -> float:
-    """Predicted nanoseconds on one thread: memory traffic, and what is done for each window."""
-    pool, windows = problem.pool, math.prod(problem.out_shape)
-    if pool.mode == "max":
-        return 500 + 0.1 * problem.bytes + 1.5 * windows
+    """Predicted nanoseconds on one thread: memory traffic, and what is done for each window or its pixels."""
+    pool, memory = problem.pool, 500 + 0.04 * problem.bytes
+    if pool.mode == "max" and not _worth_gathering(problem):
+        return memory + 0.8 * math.prod(problem.out_shape)
     if pool.mode == "lp" and pool.norm_type not in (1.0, 2.0):
-        return 500 + 20 * problem.flops
-    return 500 + 0.1 * problem.bytes + 0.05 * problem.flops
+        return memory + 20 * (math.prod(problem.out_shape) + math.prod(problem.in_shape))
+    return memory + 0.05 * problem.flops
 
 
 def make(problem: PoolProblem, params: Params, threads: int) -> PoolBackward:
     """Compile or load the kernel."""
-    return (MaxBackward if problem.pool.mode == "max" else MeanBackward)(problem, params, threads)
+    if problem.pool.mode != "max":
+        return MeanBackward(problem, params, threads)
+    return (GatherMaxima if _worth_gathering(problem) else ScatterMaxima)(problem, params, threads)
+
+
+def _worth_gathering(problem: PoolProblem) -> bool:
+    """Whether looking for the pixel of an index among those of its window is faster than going there."""
+    pool = problem.pool
+    last = problem.memory_format == "channels_last"
+    return last and pool.dilation == (1, 1) and math.prod(pool.kernel_size) <= _MOST_PIXELS
 
 
 class PoolBackward(Kernel):
@@ -74,8 +84,8 @@ class PoolBackward(Kernel):
         return out[self.lane_axis] == 1
 
     @abstractmethod
-    def operands(self, grad: np.ndarray, out: np.ndarray, saved: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """The second and third array of a job."""
+    def start(self, launch: Launch, grad: np.ndarray, out: np.ndarray, *saved: np.ndarray) -> None:
+        """Run the jobs on arrays that they can read and write as they are."""
 
     def run(self, grad: np.ndarray, out: np.ndarray, *saved: np.ndarray) -> None:
         """Compute `out`, the gradient of the input, from `grad`, that of the result; both (N, C, H, W).
@@ -92,14 +102,19 @@ class PoolBackward(Kernel):
         if not out.size:
             return
         launch = self.launch(grad, out)
-        if launch is not None and all(map(_alike, saved, (grad, out))):
-            second, third = self.operands(grad, out, saved)
-            launch(grad, second, third, out)
+        if launch is not None and all(_alike(array, self.like(grad, out)) for array in saved):
+            self.start(launch, grad, out, *saved)
             return
         dense, *others = (_dense(array, self.format) for array in (grad, *saved))
         result = empty(out.shape, out.dtype, self.format)
-        self.run(dense, result, *others)
+        launch = self.launch(dense, result)
+        assert launch is not None  # every kernel takes arrays that fill their memory
+        self.start(launch, dense, result, *others)
         np.copyto(out, result)
+
+    def like(self, grad: np.ndarray, out: np.ndarray) -> np.ndarray:
+        """Which of the two the arrays of the forward pass must be laid out as."""
+        return grad
 
     def split(self, lines: int) -> tuple[int, int]:
         """Of the `lines` of an image, how many are one job's, and how many jobs that makes."""
@@ -108,19 +123,20 @@ class PoolBackward(Kernel):
         per_job = -(-lines // min(lines, -(-jobs // max(1, p.batch))))
         return per_job, -(-lines // per_job)
 
-    def fill(self, grad: tuple, out: tuple, jobs: int, slab: int, tables: dict, **values: int) -> Geometry:
+    def fill(self, grad: tuple, out: tuple, jobs: int, tables: dict, **values: int) -> Geometry:
         """The record of the fields that all modes have, and of those given."""
         p = self.problem
-        return record(
-            GEOMETRY, p.batch * jobs, slab, tables, jobs_per_image=jobs, channels=p.channels,
-            height=p.in_size[0], width=p.in_size[1], out_height=p.out_size[0], out_width=p.out_size[1],
-            grad_batch=grad[0], grad_channel=grad[1], grad_row=grad[2], grad_column=grad[3],
-            out_batch=out[0], out_channel=out[1], out_row=out[2], out_column=out[3], **values,
-        )  # fmt: skip
+        shared = {
+            "jobs_per_image": jobs, "channels": p.channels, "height": p.in_size[0], "width": p.in_size[1],
+            "out_height": p.out_size[0], "out_width": p.out_size[1],
+            "grad_batch": grad[0], "grad_channel": grad[1], "grad_row": grad[2], "grad_column": grad[3],
+            "out_batch": out[0], "out_channel": out[1], "out_row": out[2], "out_column": out[3],
+        }  # fmt: skip
+        return record(GEOMETRY, p.batch * jobs, 0, tables, **{**shared, **values})
 
 
-class MaxBackward(PoolBackward):
-    """The gradient of a maximum."""
+class ScatterMaxima(PoolBackward):
+    """The gradient of a maximum, wherever the indices point."""
 
     def __init__(self, problem: PoolProblem, params: Params, threads: int) -> None:
         super().__init__(problem, params, threads)
@@ -131,17 +147,66 @@ class MaxBackward(PoolBackward):
         # An index counts pixels, so they must be evenly spaced through the whole plane.
         return super().writes(out) and out[2] == self.problem.in_size[1] * out[3]
 
-    def operands(self, grad: np.ndarray, out: np.ndarray, saved: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        return saved[0], self._no_third
+    def start(self, launch: Launch, grad: np.ndarray, out: np.ndarray, *saved: np.ndarray) -> None:
+        launch(grad, saved[0], self._no_third, out)
 
     def geometry(self, x: tuple[int, ...], out: tuple[int, ...]) -> Geometry:
         p = self.problem
         unit = _CHANNELS if self.format == "channels_last" else 1
         units, jobs = self.split(-(-p.channels // unit))
-        return self.fill(x, out, jobs, 0, {}, per_job=unit * units, channels_last=self.format == "channels_last")
+        rows, columns = p.out_size
+        if x[2] == columns * x[3]:  # rows that follow each other are one
+            rows, columns = 1, rows * columns
+        return self.fill(
+            x, out, jobs, {}, per_job=unit * units, channels_last=self.format == "channels_last",
+            out_height=rows, out_width=columns,
+        )  # fmt: skip
 
 
-class MeanBackward(PoolBackward):
+class GatherWindows(PoolBackward):
+    """Each pixel from the windows that cover it."""
+
+    def __init__(self, problem: PoolProblem, params: Params, threads: int, mode: int) -> None:
+        super().__init__(problem, params, threads)
+        if self.format == "channels_last":
+            self.function = gather_pixels(self.item, mode, source_stamp())
+        else:
+            kernel, stride = problem.pool.kernel_size[1], problem.pool.stride[1]
+            window = (kernel, stride) if stride <= 2 else (0, 0)
+            self.function = gather_rows(self.item, mode, *window, source_stamp())
+        (rows, down), (columns, across) = _axis(problem, 0), _axis(problem, 1)
+        power = np.array([problem.pool.norm_type - 1], problem.dtype)
+        self.tables = {"rows": rows, "columns": columns, "down": down, "across": across, "power": power}
+
+    def geometry(self, x: tuple[int, ...], out: tuple[int, ...]) -> Geometry:
+        p, pool = self.problem, self.problem.pool
+        per_job, jobs = self.split(p.in_size[0] * (p.in_size[1] if self.format == "channels_last" else p.channels))
+        return self.fill(
+            x, out, jobs, self.tables, per_job=per_job,
+            kernel_w=pool.kernel_size[1], stride_w=pool.stride[1], padding_w=pool.padding[1],
+        )  # fmt: skip
+
+
+class GatherMaxima(GatherWindows):
+    """The gradient of a maximum, as long as every index points into its window."""
+
+    def __init__(self, problem: PoolProblem, params: Params, threads: int) -> None:
+        super().__init__(problem, params, threads, MAX)
+        self.launcher = pool_launcher(problem.dtype)
+
+    @cached_property
+    def anywhere(self) -> ScatterMaxima:
+        """What does the work again if an index points elsewhere."""
+        return ScatterMaxima(self.problem, self.params, self.threads)
+
+    def start(self, launch: Launch, grad: np.ndarray, out: np.ndarray, *saved: np.ndarray) -> None:
+        found = np.zeros(1, np.int64)
+        launch(grad, saved[0], found.view(grad.dtype), out)
+        if found[0] != grad.size:
+            self.anywhere.run(grad, out, *saved)
+
+
+class MeanBackward(GatherWindows):
     """The gradient of an average or an Lp norm."""
 
     def __init__(self, problem: PoolProblem, params: Params, threads: int) -> None:
@@ -153,36 +218,24 @@ class MeanBackward(PoolBackward):
             row = (1, math.prod(problem.in_size))
             problem = replace(problem, in_size=row, pool=replace(pool, kernel_size=row, stride=row))
             self.row_step = width
-        super().__init__(problem, params, threads)
-        norm = pool.norm_type
-        mode = {1.0: SUM, 2.0: SQUARES}.get(norm, POWERS) if pool.mode == "lp" else AVERAGE
-        compiled = gather_pixels if self.format == "channels_last" else gather_rows
-        self.function, self.launcher = compiled(self.item, mode, source_stamp()), lp_launcher(problem.dtype)
-        (rows, down), (columns, across) = _axis(problem, 0), _axis(problem, 1)
-        power = np.array([norm - 1], problem.dtype)
-        self.tables = {"rows": rows, "columns": columns, "down": down, "across": across, "power": power}
+        norm = pool.norm_type if pool.mode == "lp" else 1.0
+        super().__init__(problem, params, threads, {1.0: AVERAGE, 2.0: SQUARES}.get(norm, POWERS))
+        self.launcher = lp_launcher(problem.dtype)
 
     def writes(self, out: tuple[int, ...]) -> bool:
         return super().writes(out) and self.row_step in (None, out[2])
 
-    def operands(self, grad: np.ndarray, out: np.ndarray, saved: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        return (saved[0], saved[1]) if saved else (grad, out)  # an average looks at neither
+    def run(self, grad: np.ndarray, out: np.ndarray, *saved: np.ndarray) -> None:
+        if saved:
+            y, x = saved
+            grad, saved = norm_share(grad, y, self.problem.pool.norm_type), (x,)
+        super().run(grad, out, *saved)
 
-    def geometry(self, x: tuple[int, ...], out: tuple[int, ...]) -> Geometry:
-        p, pool = self.problem, self.problem.pool
-        (height, width), kernel, stride, padding = p.in_size, pool.kernel_size[1], pool.stride[1], pool.padding[1]
-        if self.format == "channels_last":
-            per_job, jobs = self.split(height * width)
-            return self.fill(x, out, jobs, 0, self.tables, per_job=per_job)
-        per_job, jobs = self.split(p.channels * height)
-        before = whole_lines(-(-kernel // stride) - 1)
-        reach = (width - 1 + padding) // stride + 1  # windows that could start at a pixel or before
-        line = before + whole_lines(max(p.out_size[1], reach))
-        row = 3 * reach if stride == 2 else max(padding + width, (p.out_size[1] - 1) * stride + kernel)
-        return self.fill(
-            x, out, jobs, (line + whole_lines(row)) * self.item, self.tables, per_job=per_job, before=before, line=line,
-            row=row, reach=reach, kernel_w=kernel, stride_w=stride, padding_w=padding,
-        )  # fmt: skip
+    def like(self, grad: np.ndarray, out: np.ndarray) -> np.ndarray:
+        return out
+
+    def start(self, launch: Launch, grad: np.ndarray, out: np.ndarray, *saved: np.ndarray) -> None:
+        launch(grad, grad, saved[0] if saved else out, out)  # no job looks at the second, nor an average at the third
 
 
 def _axis(problem: PoolProblem, axis: int) -> tuple[np.ndarray, np.ndarray]:
@@ -190,8 +243,8 @@ def _axis(problem: PoolProblem, axis: int) -> tuple[np.ndarray, np.ndarray]:
 
     Returns
     -------
-    windows : int64 array (size, 3)
-        First window that covers the pixel, how many do, and whether these are others than the pixel before has.
+    windows : int64 array (size, 2)
+        First window that covers the pixel, and how many do.
     shares : array (windows,)
         1 / elements that count for the average; for a norm the factor by which it is scaled up at the edge.
     """
@@ -200,12 +253,11 @@ def _axis(problem: PoolProblem, axis: int) -> tuple[np.ndarray, np.ndarray]:
     pixel, start = np.arange(size), np.arange(windows) * stride - padding
     first = np.maximum(0, (pixel + padding - kernel) // stride + 1)
     count = np.maximum(0, np.minimum(windows, (pixel + padding) // stride + 1) - first)
-    another = (np.diff(first, prepend=-1) != 0) | (np.diff(count, prepend=-1) != 0)
     counted = np.minimum(start + kernel, size + padding) - start
     if not pool.count_include_pad:
         counted = np.minimum(start + kernel, size) - np.maximum(start, 0)
     shares = (kernel if pool.mode == "lp" else 1) / counted
-    return np.stack([first, count, another], axis=1).astype(np.int64), shares.astype(problem.dtype)
+    return np.stack([first, count], axis=1).astype(np.int64), shares.astype(problem.dtype)
 
 
 def _alike(array: np.ndarray, other: np.ndarray) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.arrays import as_floats, as_image, memory_format, target
+from fastconv.arrays import allocator, as_floats, as_image, memory_format, target
 from fastconv.dispatch import kernel_for
 from fastconv.functional.calls import CallCache
 from fastconv.grad.sizes import as_size
@@ -22,7 +22,8 @@ _calls = CallCache()
 
 
 def max_pool2d(
-    grad_output: np.ndarray, indices: np.ndarray, input_size: tuple[int, ...], *, algorithm: str | None = None,
+    grad_output: np.ndarray, indices: np.ndarray, input_size: tuple[int, ...], kernel_size: Any = None,
+    stride: Any = None, padding: Any = 0, dilation: Any = 1, *, ceil_mode: bool = False, algorithm: str | None = None,
     out: np.ndarray | None = None,
 ) -> np.ndarray:  # fmt: skip
     """Gradient of `fastconv.max_pool2d`: each element of `grad_output` added to the pixel that was the maximum.
@@ -36,6 +37,9 @@ def max_pool2d(
         plane, as the -1 of a window without a pixel, gets no gradient.
     input_size : (N, C, H, W) or (C, H, W)
         Shape of the input, and of the result.
+    kernel_size, stride, padding, dilation, ceil_mode : optional
+        As the pooling had them. The indices say it all, but with them the gradient of channels-last arrays is
+        faster.
     algorithm : str, optional
         A registered algorithm; the best if not given.
     out : array, optional
@@ -65,7 +69,8 @@ def max_pool2d(
     if not isinstance(indices, np.ndarray) or indices.dtype != np.int64:
         raise TypeError(f"indices must be an int64 array, got {getattr(indices, 'dtype', type(indices))}")
     _check_shape(indices, "indices", np.shape(grad_output), "grad_output")
-    return _gradient(grad_output, input_size, None, (indices,), algorithm, out)
+    window = None if kernel_size is None else ("max", kernel_size, stride, padding, dilation, ceil_mode)
+    return _gradient(grad_output, input_size, window, (indices,), algorithm, out)
 
 
 def avg_pool2d(
@@ -155,36 +160,52 @@ def _gradient(
     out: np.ndarray | None,
 ) -> np.ndarray:  # fmt: skip
     grad, batched = as_image(grad_output, "grad_output")
-    size = as_size(input_size, "input_size", (3 + batched,))
-    shape = size if batched else (1, *size)
-    result, answer = target(out, shape, batched, grad.dtype, memory_format(grad), grad, *saved)
-    format = memory_format(grad if out is None else result)
-    key = (grad.shape, grad.dtype.char, shape, format, window, algorithm)
+    format = None
+    if out is not None:
+        shape = _image_shape(input_size, batched)
+        result, answer = target(out, shape, batched, grad.dtype, memory_format(grad), grad, *saved)
+        format = memory_format(result)
+    key = (grad.shape, grad.strides, grad.dtype.char, batched, input_size, format, window, algorithm)
     try:
-        kernel = _calls[key]
+        kernel, new = _calls[key]
     except (KeyError, TypeError):  # TypeError: a list among the arguments
-        kernel = kernel_for(_problem(grad, shape, format, window), algorithm)[0]
-        _calls.remember(key, kernel)
-    kernel.run(grad, result, *(array if batched else array[None] for array in saved))
+        kernel, new = _prepare(
+            grad, _image_shape(input_size, batched), format or memory_format(grad), window, algorithm
+        )
+        _calls.remember(key, (kernel, new))
+    if out is None:
+        result = new()
+        answer = result if batched else result[0]
+    kernel.run(grad, result, *(saved if batched else [array[None] for array in saved]))
     return answer
 
 
-def _problem(grad: np.ndarray, shape: tuple[int, ...], format: MemoryFormat, window: tuple | None) -> PoolProblem:
-    batch, channels, *size = shape
+def _image_shape(input_size: Any, batched: bool) -> tuple[int, ...]:
+    size = as_size(input_size, "input_size", (3 + batched,))
+    return size if batched else (1, *size)
+
+
+def _prepare(
+    grad: np.ndarray, shape: tuple[int, ...], format: MemoryFormat, window: tuple | None, algorithm: str | None
+) -> tuple:
+    batch, channels, height, width = shape
     pool = _some_window(shape, grad.shape) if window is None else Pool(*window)
     dtype = str(grad.dtype)
-    problem = PoolProblem(batch, channels, (size[0], size[1]), pool, dtype, format, direction="backward_input")
+    problem = PoolProblem(batch, channels, (height, width), pool, dtype, format, direction="backward_input")
     if grad.shape != problem.out_shape:
         raise ValueError(f"grad_output must have shape {problem.out_shape} for input_size {shape}, got {grad.shape}")
-    return problem
+    return kernel_for(problem, algorithm)[0], allocator(problem.in_shape, grad.dtype, format)
 
 
 def _some_window(shape: tuple[int, ...], out_shape: tuple[int, ...]) -> Pool:
-    """A maximum with such an output size: where its windows lie, the indices say."""
+    """A maximum with such an output size: where its windows lie, the indices say.
+
+    The stride is 1, so that the windows are wide where there are fewer of them than pixels: nobody looks for an
+    index in all of such a window.
+    """
     sizes = list(zip(shape[2:], out_shape[2:], strict=True))
     if any(windows > pixels + 1 for pixels, windows in sizes):
         raise ValueError(f"grad_output has more windows than input_size {shape} can have: {out_shape}")
-    padding = [int(windows > pixels) for pixels, windows in sizes]
-    stride = [max(1, pixels // windows) for pixels, windows in sizes]
-    kernel = [n + 2 * p - (windows - 1) * s for (n, windows), p, s in zip(sizes, padding, stride, strict=True)]
-    return Pool("max", kernel, stride, padding)
+    padding = [int(windows >= pixels) for pixels, windows in sizes]
+    kernel = [n + 2 * p - windows + 1 for (n, windows), p in zip(sizes, padding, strict=True)]
+    return Pool("max", kernel, 1, padding)

@@ -31,22 +31,24 @@ class MaxPool2d(Module):
     def __init__(
         self, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, *, ceil_mode: bool = False
     ) -> None:
-        self.window = Pool("max", kernel_size, stride, padding, dilation, ceil_mode)
+        w = self.window = Pool("max", kernel_size, stride, padding, dilation, ceil_mode)
+        self._positional = (w.kernel_size, w.stride, w.padding, w.dilation)
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """(N, C, H, W) to (N, C, Ho, Wo)."""
-        x, w = as_floats(x, "x", (4,)), self.window
-        window = (w.kernel_size, w.stride, w.padding, w.dilation)
+        x = as_floats(x, "x", (4,))
         if not self.recording:
             self.keep()  # forgets what an earlier forward kept
-            return max_pool2d(x, *window, ceil_mode=w.ceil_mode)
-        output, indices = max_pool2d(x, *window, ceil_mode=w.ceil_mode, return_indices=True)
+            return max_pool2d(x, *self._positional, ceil_mode=self.window.ceil_mode)
+        output, indices = max_pool2d(x, *self._positional, ceil_mode=self.window.ceil_mode, return_indices=True)
         self.keep(indices, x.shape, output=output)
         return output
 
     def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
         indices, shape = self.take(grad_output)
-        return gradients.max_pool2d(grad_output, indices, shape) if input_grad else None
+        if not input_grad:
+            return None
+        return gradients.max_pool2d(grad_output, indices, shape, *self._positional, ceil_mode=self.window.ceil_mode)
 
 
 class AvgPool2d(Module):
