@@ -9,13 +9,14 @@ Every module in the list offers the same names:
 ``cost(problem, params) -> float``
     Predicted time in nanoseconds on one thread: coarse, but comparable between algorithms.
 ``make(problem, params, threads) -> kernel``
-    Compile (or load) the kernel; for convolutions and the gradients of their inputs a
+    The kernel, to be compiled (or loaded) when it is first run; for convolutions and the gradients of their inputs a
     `fastconv.cpu.kernel.ConvKernel`, for those of their weights a `fastconv.cpu.weight_kernel.WeightKernel`,
     for pooling a `fastconv.cpu.pool_kernel.PoolKernel`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -102,7 +103,9 @@ def supporting(problem: Problem) -> list[str]:
     return [n for n in names(problem.operation) if module(problem.operation, n).unsupported(problem) is None]
 
 
-def candidates(problem: Problem, algorithm: str | None = None) -> list[Candidate]:
+def candidates(
+    problem: Problem, algorithm: str | None = None, correction: Callable[[Candidate], float] | None = None
+) -> list[Candidate]:
     """Everything worth trying for `problem`, best predicted first; the reference only if nothing else can.
 
     Parameters
@@ -110,6 +113,8 @@ def candidates(problem: Problem, algorithm: str | None = None) -> list[Candidate
     problem : Problem
     algorithm : str, optional
         Consider this algorithm only.
+    correction : callable, optional
+        A factor for each candidate's predicted time, such as `fastconv.tuning.learn.correction`.
 
     Raises
     ------
@@ -131,7 +136,15 @@ def candidates(problem: Problem, algorithm: str | None = None) -> list[Candidate
     for name in chosen:
         code = module(problem.operation, name)
         found += [(code.cost(problem, p), Candidate(name, tuple(sorted(p.items())))) for p in code.space(problem)]
+    if correction is not None:
+        found = [(cost * correction(candidate), candidate) for cost, candidate in found]
     return [candidate for _, candidate in sorted(found, key=lambda pair: pair[0])]
+
+
+def workspace_bytes(problem: Problem, candidate: Candidate, threads: int) -> int:
+    """Scratch memory in bytes of a call on so many threads; nothing is compiled."""
+    code = module(problem.operation, candidate.algorithm)
+    return code.make(problem, dict(candidate.params), threads).workspace_bytes
 
 
 def predicted_ns(problem: Problem, candidate: Candidate) -> float:

@@ -1,4 +1,4 @@
-"""From a problem to a kernel that is ready to run: wisdom, else the cost model."""
+"""From a problem to a kernel that is ready to run: wisdom, else the cost model, corrected by what was measured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numba
 from fastconv import algorithms
 from fastconv.algorithms import Candidate
 from fastconv.problem import ConvProblem, Problem
-from fastconv.tuning import wisdom
+from fastconv.tuning import learn, wisdom
 
 Mode = Literal["heuristic", "measure", "wisdom"]
 
@@ -94,7 +94,9 @@ def on_forget(clear: Any) -> None:
     _forgetters.append(clear)
 
 
-def choose(problem: Problem, algorithm: str | None = None, threads: int | None = None) -> Choice:
+def choose(
+    problem: Problem, algorithm: str | None = None, threads: int | None = None, max_workspace: int | None = None
+) -> Choice:
     """Decide how to compute `problem` without compiling anything.
 
     Parameters
@@ -105,11 +107,14 @@ def choose(problem: Problem, algorithm: str | None = None, threads: int | None =
     threads : int, optional
         At most so many; as many as Numba was started with if not given. Numba's current limit counts at
         each run.
+    max_workspace : int, optional
+        Bytes of scratch memory that a call may take: the best of what fits, measured or predicted.
 
     Raises
     ------
     ValueError
-        If the algorithm is unknown or does not support the problem, or ``FASTCONV_MODE`` is no mode.
+        If the algorithm is unknown or does not support the problem, nothing fits in `max_workspace`, or
+        ``FASTCONV_MODE`` is no mode.
     WisdomError
         In mode "wisdom", if the problem has not been tuned and there is something to choose.
     """
@@ -119,13 +124,28 @@ def choose(problem: Problem, algorithm: str | None = None, threads: int | None =
     if entry is None and algorithm is None and _State.mode != "heuristic" and _worth_measuring(problem):
         entry, known = _without_wisdom(problem, threads), "measured"
     if entry is not None and algorithm in (None, entry.candidate.algorithm):
-        source, candidate = known, entry.candidate
-    else:
-        source, entry = "cost model" if algorithm is None else "requested", None
-        candidate = algorithms.candidates(problem, algorithm)[0]
-    predicted = algorithms.predicted_ns(problem, candidate)
-    worth = threads if predicted > _WORTH_THREADS_NS else 1
-    return Choice(candidate, source, predicted, entry.run_threads if entry else worth, entry)
+        candidate, on = entry.candidate, entry.run_threads
+        if max_workspace is None or algorithms.workspace_bytes(problem, candidate, on) <= max_workspace:
+            return Choice(candidate, known, algorithms.predicted_ns(problem, candidate), on, entry)
+    source = "cost model" if algorithm is None else "requested"
+    return _by_model(problem, algorithm, threads, max_workspace, source)
+
+
+def _by_model(problem: Problem, algorithm: str | None, threads: int, max_workspace: int | None, source: str) -> Choice:
+    """The best predicted candidate that fits."""
+    needed = []
+    for candidate in algorithms.candidates(problem, algorithm, learn.correction(problem, threads)):
+        predicted = algorithms.predicted_ns(problem, candidate)
+        choice = Choice(candidate, source, predicted, threads if predicted > _WORTH_THREADS_NS else 1)
+        if max_workspace is None:
+            return choice
+        needed.append(algorithms.workspace_bytes(problem, candidate, choice.threads))
+        if needed[-1] <= max_workspace:
+            return choice
+    raise ValueError(
+        f"max_workspace must be at least {min(needed)} bytes for {problem.descriptor} on {threads} thread(s), "
+        f"got {max_workspace}"
+    )
 
 
 def _worth_measuring(problem: Problem) -> bool:
@@ -156,18 +176,20 @@ def _without_wisdom(problem: Problem, threads: int) -> Any:
     return wisdom.lookup(problem, threads)
 
 
-def kernel_for(problem: Problem, algorithm: str | None = None, threads: int | None = None) -> tuple[Any, Choice]:
-    """The kernel that computes `problem`, compiled or loaded, and why it was chosen.
+def kernel_for(
+    problem: Problem, algorithm: str | None = None, threads: int | None = None, max_workspace: int | None = None
+) -> tuple[Any, Choice]:
+    """The kernel that computes `problem`, and why it was chosen; it is compiled or loaded when it is first run.
 
     Kernels are kept and shared: the same problem gets the same object. Parameters and errors as `choose`.
     """
     with _State.lock:
-        return _kernel_for(problem, algorithm, threads or numba.config.NUMBA_NUM_THREADS)
+        return _kernel_for(problem, algorithm, threads or numba.config.NUMBA_NUM_THREADS, max_workspace)
 
 
 @lru_cache(maxsize=512)
-def _kernel_for(problem: Problem, algorithm: str | None, threads: int) -> tuple[Any, Choice]:
-    choice = choose(problem, algorithm, threads)
+def _kernel_for(problem: Problem, algorithm: str | None, threads: int, max_workspace: int | None) -> tuple[Any, Choice]:
+    choice = choose(problem, algorithm, threads, max_workspace)
     code = algorithms.module(problem.operation, choice.candidate.algorithm)
     return code.make(problem, dict(choice.candidate.params), choice.threads), choice
 

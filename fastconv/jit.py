@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import threading
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
@@ -69,7 +70,29 @@ def inline(function: Callable) -> Any:
     return njit(function, error_model="numpy", boundscheck=False, fastmath=False, nogil=True)
 
 
-def job_kernel(geometry: np.dtype) -> Callable[[Callable], Any]:
+class CFunction:
+    """A function for Numba to compile to a C function pointer, or load, when the address is first asked for.
+
+    So a kernel can be made to see how it would run, its workspace for instance, at no cost.
+    """
+
+    _compiling = threading.Lock()
+
+    def __init__(self, function: Callable, signature: Any) -> None:
+        self._function, self._signature = function, signature
+        self._compiled: Any = None
+
+    @property
+    def address(self) -> int:
+        """Where the code is; it stays there as long as this object lives."""
+        with self._compiling:
+            if self._compiled is None:
+                _spare_scipy()  # every kernel of the library is a C function: this comes before all other compilation
+                self._compiled = cfunc(self._signature, **OPTIONS)(self._function)
+            return self._compiled.address
+
+
+def job_kernel(geometry: np.dtype) -> Callable[[Callable], CFunction]:
     """Compile ``job(x, weight, bias, out, scratch, geometry, index)`` to a C function pointer.
 
     The first five arguments are addresses, as int64 (int64 + uint64 would make a float64 in Numba),
@@ -80,7 +103,7 @@ def job_kernel(geometry: np.dtype) -> Callable[[Callable], Any]:
     return _c_function(*[types.int64] * 5, types.CPointer(from_dtype(geometry)), types.int64)
 
 
-def record_kernel(record: np.dtype) -> Callable[[Callable], Any]:
+def record_kernel(record: np.dtype) -> Callable[[Callable], CFunction]:
     """Compile ``job(scratch, record, index)`` to a C function pointer.
 
     Like `job_kernel`, but everything that a job reads or writes, arrays included (by address), is in the
@@ -89,11 +112,10 @@ def record_kernel(record: np.dtype) -> Callable[[Callable], Any]:
     return _c_function(types.int64, types.CPointer(from_dtype(record)), types.int64)
 
 
-def address_kernel(arguments: int) -> Callable[[Callable], Any]:
+def address_kernel(arguments: int) -> Callable[[Callable], CFunction]:
     """Compile a function of int64 arguments (addresses and sizes) to a C function pointer."""
     return _c_function(*[types.int64] * arguments)
 
 
-def _c_function(*arguments: types.Type) -> Callable[[Callable], Any]:
-    _spare_scipy()  # every kernel of the library is a C function, so this comes before all other compilation
-    return cfunc(types.void(*arguments), **OPTIONS)
+def _c_function(*arguments: types.Type) -> Callable[[Callable], CFunction]:
+    return lambda function: CFunction(function, types.void(*arguments))

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from fastconv import algorithms
-from fastconv.arrays import allocator, as_floats, as_image, check_out
+from fastconv.arrays import allocator, as_floats, as_image, check_out, empty
 from fastconv.dispatch import Choice, kernel_for
 from fastconv.pooling import Pool
 from fastconv.problem import ConvProblem, MemoryFormat
+from fastconv.tuning import learn
 
 _MOST_LAYOUTS = 64  # of inputs, remembered for each plan
 
@@ -28,12 +29,15 @@ class Explanation:
         Threads it may use and scratch memory of one call.
     predicted_ns : float
         The cost model's time on one thread.
+    expected_ns : float or None
+        What the measurements of similar problems make of that, for `threads` threads, if there are any.
     measured_ns, gflops, peak_fraction : float or None
         The best time that tuning saw, if this problem has been tuned.
     layout_copies : str
         Which arrays are copied to another layout during a call.
     others : dict of str to str
-        For each other algorithm, its predicted time or why it cannot compute this problem.
+        For each other algorithm, its predicted (or expected) time, the one that tuning saw, if it did, or why
+        it cannot compute this problem.
     """
 
     descriptor: str
@@ -43,6 +47,7 @@ class Explanation:
     threads: int
     workspace_bytes: int
     predicted_ns: float
+    expected_ns: float | None
     measured_ns: float | None
     gflops: float | None
     peak_fraction: float | None
@@ -61,7 +66,7 @@ class Explanation:
             f"  chosen by     {self.source}",
             f"  threads       {self.threads}",
             f"  workspace     {self.workspace_bytes / 1024:.1f} KiB",
-            f"  predicted     {self.predicted_ns / 1e3:.1f} us on one thread",
+            f"  predicted     {_forecast(self.predicted_ns, self.expected_ns)}",
             f"  measured      {self._measured()}",
             f"  layout copies {self.layout_copies}",
         ]
@@ -79,18 +84,34 @@ def explain(problem: Any, kernel: Any, choice: Choice) -> Explanation:
     entry, others = choice.entry, {}
     for name in algorithms.names(problem.operation):
         if name != choice.candidate.algorithm:
-            others[name] = algorithms.module(problem.operation, name).unsupported(problem) or _forecast(problem, name)
+            reason = algorithms.module(problem.operation, name).unsupported(problem)
+            others[name] = reason or _other(problem, name, choice)
     return Explanation(
         problem.descriptor, choice.candidate.algorithm, dict(choice.candidate.params), choice.source,
         choice.threads, kernel.workspace_bytes, choice.predicted_ns,
+        learn.expected_ns(problem, choice.candidate, choice.predicted_ns, choice.threads),
         entry.best_ns if entry else None, entry.gflops if entry else None, entry.peak_fraction if entry else None,
         kernel.layout_copies, others,
     )  # fmt: skip
 
 
-def _forecast(problem: Any, algorithm: str) -> str:
-    best = algorithms.candidates(problem, algorithm)[0]
-    return f"predicted {algorithms.predicted_ns(problem, best) / 1e3:.1f} us ({best})"
+def _other(problem: Any, algorithm: str, choice: Choice) -> str:
+    """What is known of the best candidate of an algorithm that was not chosen."""
+    measured = [m for m in choice.entry.current() if m.candidate.algorithm == algorithm] if choice.entry else []
+    if measured:
+        fastest = min(measured, key=lambda m: m.ns)
+        best, threads, seen = fastest.candidate, fastest.threads, f", measured {fastest.ns / 1e3:.1f} us"
+    else:
+        corrected = learn.correction(problem, choice.threads)
+        best, threads, seen = algorithms.candidates(problem, algorithm, corrected)[0], choice.threads, ""
+    predicted = algorithms.predicted_ns(problem, best)
+    expected = learn.expected_ns(problem, best, predicted, threads)
+    return f"predicted {_forecast(predicted, expected)}{seen} ({best})"
+
+
+def _forecast(predicted_ns: float, expected_ns: float | None) -> str:
+    learned = "" if expected_ns is None else f", {expected_ns / 1e3:.1f} us by similar measurements"
+    return f"{predicted_ns / 1e3:.1f} us on one thread{learned}"
 
 
 class Plan:
@@ -103,14 +124,18 @@ class Plan:
         The algorithm and where it came from.
     """
 
-    def __init__(self, problem: ConvProblem, weight: np.ndarray, bias: np.ndarray | None, algorithm: str | None):
+    def __init__(
+        self, problem: ConvProblem, weight: np.ndarray, bias: np.ndarray | None, algorithm: str | None,
+        max_workspace: int | None = None,
+    ) -> None:  # fmt: skip
         self.problem = problem
-        self._kernel, self.choice = kernel_for(problem, algorithm)
+        self._kernel, self.choice = kernel_for(problem, algorithm, max_workspace=max_workspace)
         self._packed = self._kernel.pack(weight.copy(), None if bias is None else bias.copy())
         self._dtype = np.dtype(problem.dtype)
         self._in_shape, self._out_shape = problem.in_shape, problem.out_shape
         self._new = allocator(self._out_shape, self._dtype, problem.memory_format)
         self._runs: dict[tuple, Any] = {}  # by the strides of x and of the result
+        self._bind(empty(self._in_shape, self._dtype, problem.memory_format), self._new())  # compiles the kernel
 
     def __repr__(self) -> str:
         return f"<fastconv.Plan {self.problem.descriptor}: {self.choice.candidate}>"
@@ -191,6 +216,7 @@ def plan(
     x_shape: tuple[int, ...], weight: np.ndarray, bias: np.ndarray | None = None, stride: Any = 1, padding: Any = 0,
     dilation: Any = 1, groups: int = 1, *, dtype: Any = None, memory_format: MemoryFormat = "contiguous",
     activation: str | None = None, pool: Pool | None = None, algorithm: str | None = None,
+    max_workspace: int | None = None,
 ) -> Plan:  # fmt: skip
     """Prepare a convolution: algorithm chosen, kernel compiled, weights packed, workspace known.
 
@@ -209,6 +235,9 @@ def plan(
         Format of the result, and the one that inputs are expected in. Other strides work, at some cost.
     activation, pool, algorithm
         As in `fastconv.conv2d`.
+    max_workspace : int, optional
+        Most scratch memory that one call may take, in bytes (`Plan.workspace_bytes`): algorithms and parameters
+        that need more are not considered, even if they were measured to be faster.
 
     Returns
     -------
@@ -217,7 +246,8 @@ def plan(
     Raises
     ------
     TypeError, ValueError
-        Name the argument that is wrong, its value and what would do.
+        Name the argument that is wrong, its value and what would do; if nothing fits in `max_workspace`, the
+        least that would.
     """
     weight = as_floats(weight, "weight", (4,))
     if dtype is not None and np.dtype(dtype) != weight.dtype:
@@ -231,7 +261,7 @@ def plan(
         shape, weight.shape, stride=stride, padding=padding, dilation=dilation, groups=groups,
         dtype=str(weight.dtype), memory_format=memory_format, bias=bias is not None, activation=activation, pool=pool,
     )  # fmt: skip
-    return Plan(problem, weight, check_bias(bias, weight), algorithm)
+    return Plan(problem, weight, check_bias(bias, weight), algorithm, max_workspace)
 
 
 def check_bias(bias: Any, weight: np.ndarray) -> np.ndarray | None:

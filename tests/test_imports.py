@@ -117,13 +117,14 @@ def test_importing_fastconv_imports_nothing_optional(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("action", "compiles"),
     [("import fastconv", False), ("from fastconv.reference import pooling; pooling(Pool('max', 2), x)", True),
-     ("from fastconv.cpu import direct; direct.make(parse('n1c1h3w3k1r3s3'), dict(rows=4, vectors=1), 1)", True)],
-    ids=["import", "function", "kernel"],
+     ("from fastconv.cpu import tiled as t; t.make(p := parse('n1c1h3w3k1r3s3'), t.space(p)[0], 1).slab(1, 1)", False),
+     ("import fastconv; fastconv.plan((1, 1, 3, 3), numpy.ones((1, 1, 3, 3)))", True)],
+    ids=["import", "function", "kernel", "plan"],
 )  # fmt: skip
 def test_importing_fastconv_compiles_nothing(action: str, compiles: bool, tmp_path: Path) -> None:
     lines = ["import numpy, numba", "from numba.core import event", "x = numpy.ones((1, 1, 2, 2))"]
     lines += ["with event.install_recorder('numba:run_pass') as recorder:"]
-    if compiles:
+    if "parse" in action or "Pool" in action:
         lines += ["    from fastconv.descriptor import parse", "    from fastconv.pooling import Pool"]
     code = "\n".join([*lines, f"    {action}", "print(len(recorder.buffer))"])
     assert (int(run(code, tmp_path)) > 0) == compiles

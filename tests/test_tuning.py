@@ -361,7 +361,7 @@ def test_resolve_takes_networks_descriptors_and_problems():
 def test_the_shortlist_has_the_best_of_each_algorithm(monkeypatch, tmp_path):
     monkeypatch.setattr(search, "SHORTLIST", 2)
     with registry(monkeypatch, tmp_path, good=source(cost=1.0), bad=source(cost=100.0)):
-        found = search.shortlist(parse(TINY))
+        found = search.shortlist(parse(TINY), 1)
     assert found == [Candidate(n, (("rows", r),)) for n, r in [("good", 1), ("bad", 1), ("good", 2)]]
 
 

@@ -164,10 +164,12 @@ def explain(
     descriptor: Annotated[str, typer.Argument(help="A problem, such as n1c64h56w56k64r3s3p1_nhwc.")],
     algorithm: Algorithm = None,
     threads: Threads = None,
+    max_workspace: Annotated[int | None, typer.Option(help="Most bytes of scratch memory for one call.")] = None,
     json: Json = False,
 ) -> None:
     """Say which algorithm runs for a problem, why, and what it costs; nothing is timed."""
-    kernel, choice = dispatch.kernel_for(parse(descriptor), algorithm, search.check_threads(threads))
+    allowed = search.check_threads(threads)
+    kernel, choice = dispatch.kernel_for(parse(descriptor), algorithm, allowed, max_workspace)
     account = explain_choice(parse(descriptor), kernel, choice)
     second = choice.entry and choice.entry.runner_up
     if json:

@@ -114,7 +114,7 @@ class _Bands(ConvKernel):
         blocks, images, out_height = filter_blocks(p, self.block), p.batch * p.groups, p.out_size[0]
         row_bytes = self.slab(2, blocks) - self.slab(1, blocks) if out_height > 1 else self.slab(1, blocks)
         block_bytes = math.prod(p.weight_shape[1:]) * self.block * self.item
-        height, per_job = split(out_height, row_bytes, blocks, block_bytes, images, self.wanted_jobs(4))
+        height, per_job = split(out_height, row_bytes, blocks, block_bytes, images, self.wanted_jobs(4), p.raw)
         bands, chunks = -(-out_height // height), -(-blocks // per_job)
         pool = {"window": window_record(p.pool, p.conv_size)} if p.pool else {}
         if p.pool and self.pooling:

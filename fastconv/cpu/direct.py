@@ -129,9 +129,15 @@ class Direct(ConvKernel):
         p = self.problem
         channels = p.in_channels // p.groups
         merged = p.groups == p.dilation[1] == x_strides[1] == 1 and x_strides[3] == channels
-        found = lines(p, x_strides, out_strides, self.block, self.rows, merged, self.images(x_strides))
+        images, least = self.images(x_strides), self.least_lines
+        found = lines(p, x_strides, out_strides, self.block, self.rows, merged, images, least)
         packing = packing_fields(p)
         return self.fill(found, x_strides, out_strides, channels, p.in_size, packing_elements(p, self.block), packing)
+
+    @property
+    def least_lines(self) -> int:
+        """So many lines let the threads share the work evenly."""
+        return 1 if self.problem.raw else -(-self.wanted_jobs(8) // (self.problem.groups * self.blocks))
 
     def images(self, x_strides: tuple[int, ...]) -> int:
         """How many images a line may run across: where channels are far apart, a line's pixels should be neighbours."""
@@ -147,7 +153,7 @@ class Direct(ConvKernel):
         line_bytes = p.batch * channels * math.prod(size) * self.item // max(1, all_lines)
         block_bytes = packing["length"] * self.block * self.item
         wanted = self.wanted_jobs(4)
-        lines_per_job, blocks_per_job = split(all_lines, line_bytes, self.blocks, block_bytes, p.groups, wanted)
+        lines_per_job, blocks_per_job = split(all_lines, line_bytes, self.blocks, block_bytes, p.groups, wanted, p.raw)
         tile = 0 if out_strides[1] == 1 else whole_lines(self.rows * self.block)
         slab = self.item * (tile + packed)
         line_jobs, block_jobs = -(-all_lines // lines_per_job), -(-self.blocks // blocks_per_job)

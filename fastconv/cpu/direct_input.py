@@ -73,6 +73,7 @@ class DirectInput(Direct):
     def geometry(self, x_strides: tuple[int, ...], out_strides: tuple[int, ...]) -> Geometry:
         p = self.problem
         filters, taps = p.out_channels // p.groups, math.prod(p.kernel_size)
-        found = input_lines(p, x_strides, out_strides, self.block, self.rows, self.images(x_strides))
+        images, least = self.images(x_strides), self.least_lines
+        found = input_lines(p, x_strides, out_strides, self.block, self.rows, images, least)
         packing = {"raw": 0, "length": taps * filters, "kernel_taps": taps, "filters": p.in_channels // p.groups}
         return self.fill(found, x_strides, out_strides, filters, p.conv_size, 0, packing)

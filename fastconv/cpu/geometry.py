@@ -108,7 +108,7 @@ class Lines:
     taps: np.ndarray
 
 
-_LINE_TILES = 8  # of the longest line: a job is some lines
+_LINE_TILES = 8  # of the longest line, or fewer where that makes too few lines: a job is some lines
 
 Run = tuple[int, int, int]  # pixels, and from one to the next in x and in out
 
@@ -141,22 +141,20 @@ class Rectangle:
             return (1, 0, 0), (down[0] * along[0], *along[1:])
         return down, along
 
-    def lines(self, tile: int) -> list[tuple[int, ...]]:
+    def lines(self, tile: int, longest: int) -> list[tuple[int, ...]]:
         """Rows of `Lines.lines` that cover it in one image; where it is narrow, its columns are the lines."""
         down, along = self.axes
         if along[0] < min(tile, down[0]):
             down, along = along, down
-        longest = _LINE_TILES * tile
         return [
             self._line(i * down[1] + j * along[1], i * down[2] + j * along[2], min(longest, along[0] - j), along)
             for i, j in product(range(down[0]), range(0, along[0], longest))
         ]
 
-    def across(self, tile: int, images: Run) -> list[tuple[int, ...]]:
+    def across(self, longest: int, images: Run) -> list[tuple[int, ...]]:
         """Lines that run from image to image, one for each pixel; first all those of the first few images."""
         (high, *down), (wide, *along) = self.axes
-        count, longest = images[0], _LINE_TILES * tile
-        found = []
+        count, found = images[0], []
         for n, i, j in product(range(0, count, longest), range(high), range(wide)):
             x, out = (n * images[m] + i * down[m - 1] + j * along[m - 1] for m in (1, 2))
             found.append(self._line(x, out, min(longest, count - n), images))
@@ -166,23 +164,25 @@ class Rectangle:
         return (self.x + x, self.out + out, count, *run[1:], *self.sum)
 
 
-def cover(rectangles: list[Rectangle], taps: list[Pair], tile: int, images: Run) -> Lines:
-    """Lines of the orientation that needs the fewest register tiles of `tile` pixels."""
+def cover(rectangles: list[Rectangle], taps: list[Pair], tile: int, images: Run, least: int) -> Lines:
+    """Lines of the orientation that needs the fewest register tiles of `tile` pixels; `least` if that many tiles."""
     of_image: list[tuple[int, ...]] = []
     across: list[tuple[int, ...]] = []
-    for rectangle in rectangles:
-        down, along = rectangle.axes
-        if runs_across(*tiles_of(down[0], along[0], tile, images[0])):
-            across += rectangle.across(tile, images)
+    tiles = [tiles_of(rectangle.axes[0][0], rectangle.axes[1][0], tile, images[0]) for rectangle in rectangles]
+    longest = tile * max(1, min(_LINE_TILES, sum(map(min, tiles)) // least))
+    for rectangle, (alone, together) in zip(rectangles, tiles, strict=True):
+        if runs_across(alone, together):
+            across += rectangle.across(longest, images)
         else:
-            of_image += rectangle.lines(tile)
+            of_image += rectangle.lines(tile, longest)
     table = np.array(of_image + across, np.int64).reshape(-1, 8)
     return Lines(table, len(of_image), np.array(taps or [(0, 0)], np.int64))
 
 
 def lines(
-    problem: ConvProblem, x_strides: tuple, out_strides: tuple, block: int, tile: int, merged: bool, images: int = 1
-) -> Lines:
+    problem: ConvProblem, x_strides: tuple, out_strides: tuple, block: int, tile: int, merged: bool, images: int = 1,
+    least: int = 1,
+) -> Lines:  # fmt: skip
     """Cover the output map with lines whose taps all lie inside the input.
 
     Parameters
@@ -200,6 +200,8 @@ def lines(
         channels, so that both are one loop.
     images : int, default 1
         How many images a line may run across.
+    least : int, default 1
+        Lines wanted: they are shorter where there would be fewer.
     """
     channels = problem.in_channels // problem.groups
     _, _, high_x, wide_x = x_strides
@@ -223,7 +225,7 @@ def lines(
         o0 = rows.start * high_o + columns.start * wide_o
         down, along = (len(rows), sh * high_x, high_o), (len(columns), sw * wide_x, wide_o)
         rectangles.append(Rectangle(x0, o0, down, along, (first_tap, len(taps) - first_tap, steps)))
-    return cover(rectangles, taps, tile, (images, x_strides[0], out_strides[0]))
+    return cover(rectangles, taps, tile, (images, x_strides[0], out_strides[0]), least)
 
 
 @dataclass(frozen=True)
@@ -268,7 +270,7 @@ def input_axes(problem: ConvProblem) -> tuple[list[InputSegment], list[InputSegm
 
 
 def input_lines(
-    problem: ConvProblem, grad_strides: tuple, x_strides: tuple, block: int, tile: int, images: int
+    problem: ConvProblem, grad_strides: tuple, x_strides: tuple, block: int, tile: int, images: int, least: int = 1
 ) -> Lines:
     """`lines` for the gradient of the input: each pixel's sum over the outputs that read it.
 
@@ -283,6 +285,8 @@ def input_lines(
         Pixels per register tile.
     images : int
         How many images a line may run across.
+    least : int, default 1
+        As in `lines`.
     """
     filters, S = problem.out_channels // problem.groups, problem.kernel_size[1]
     high, wide = grad_strides[2:]
@@ -295,4 +299,4 @@ def input_lines(
         down, along = (rows.count, high, rows.step * x_strides[2]), (columns.count, wide, columns.step * x_strides[3])
         start = rows.start * x_strides[2] + columns.start * x_strides[3]
         rectangles.append(Rectangle(0, start, down, along, found))
-    return cover(rectangles, taps, tile, (images, grad_strides[0], x_strides[0]))
+    return cover(rectangles, taps, tile, (images, grad_strides[0], x_strides[0]), least)

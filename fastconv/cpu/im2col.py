@@ -21,7 +21,7 @@ from numba import carray
 
 from fastconv.cpu.contract import contract
 from fastconv.cpu.host import host
-from fastconv.cpu.kernel import ConvKernel, Geometry, Params, fields, record
+from fastconv.cpu.kernel import ConvKernel, Geometry, Params, fields, record, share_evenly
 from fastconv.cpu.memory import copy, fill
 from fastconv.cpu.pack import (
     FilterPacker,
@@ -241,7 +241,13 @@ class _Im2col(ConvKernel):
         # Jobs that share pixels build the same panel, so filters are split only to occupy every thread.
         block_jobs = min(blocks, max(1, -(-self.threads // max(1, images * panels))))
         blocks_per_job = -(-blocks // block_jobs)
-        block_jobs = -(-blocks // blocks_per_job)
+        tiles, per_job = -(-self.pixels // self.tile), panel // self.tile
+        if form.get("in_place"):
+            per_job, blocks_per_job = share_evenly(tiles, blocks, (per_job, blocks_per_job), images, self.threads)
+        else:
+            per_job, _ = share_evenly(tiles, 1, (per_job, 1), images * block_jobs, self.threads)
+        panel = per_job * self.tile
+        panels, block_jobs = -(-self.pixels // panel), -(-blocks // blocks_per_job)
         slab = 0 if form.get("in_place") else whole_lines(panel * self.length) * self.item
         slab += self.item * packed
         return record(

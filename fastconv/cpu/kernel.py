@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from fastconv.problem import LEAKY_SLOPE, ConvProblem
 
 Params = dict[str, int]
 
+_EVEN = 1.15  # time until the last thread is done, as a multiple of the mean, that is good enough
 _MOST_LAYOUTS = 64  # of arrays, remembered for each kernel
 
 # (slope, low, high) of `contract`'s epilogue. A slope of 1 keeps -inf out of a product with 0.
@@ -40,12 +42,20 @@ class Geometry:
         Independent pieces of work.
     slab : int
         Bytes of scratch for each thread.
+    fields : dtype
+        Of the record.
     """
 
     record: np.ndarray
     tables: tuple[np.ndarray, ...]
     jobs: int
     slab: int
+    fields: np.dtype
+
+    @property
+    def values(self) -> dict[str, int]:
+        """The integers of the record, by name."""
+        return dict(zip(self.fields.names or (), self.record.view(np.int64).tolist(), strict=True))
 
 
 def record(dtype: np.dtype, jobs: int, slab: int, tables: dict[str, np.ndarray], **values: int) -> Geometry:
@@ -55,7 +65,7 @@ def record(dtype: np.dtype, jobs: int, slab: int, tables: dict[str, np.ndarray],
         filled[name] = value
     for name, table in tables.items():
         filled[name] = table.ctypes.data
-    return Geometry(filled.view(np.uint8), tuple(tables.values()), jobs, slab)
+    return Geometry(filled.view(np.uint8), tuple(tables.values()), jobs, slab, dtype)
 
 
 def fields(*names: str) -> np.dtype:
@@ -63,11 +73,14 @@ def fields(*names: str) -> np.dtype:
     return np.dtype([(name, np.int64) for name in names])
 
 
-def split(lines: int, line_bytes: int, blocks: int, block_bytes: int, outer: int, wanted: int) -> tuple[int, int]:
+def split(
+    lines: int, line_bytes: int, blocks: int, block_bytes: int, outer: int, wanted: int, raw: bool = False
+) -> tuple[int, int]:
     """Cut a grid of `outer` x `lines` x `blocks` into equal jobs; return (lines, blocks) per job.
 
     The input of a job stays in half of L2 while its filter blocks pass over it, and there are at least
-    `wanted` jobs where the grid allows it.
+    `wanted` jobs, four for each thread, where the grid allows it. With `raw` weights each job packs its own, so
+    lines are not cut further only to share them evenly.
     """
     pieces, chunks = -(-lines // max(1, host().l2 // 2 // max(1, line_bytes))), 1
     while outer * pieces * chunks < wanted and pieces * chunks < lines * blocks:
@@ -79,7 +92,30 @@ def split(lines: int, line_bytes: int, blocks: int, block_bytes: int, outer: int
             chunks = min(blocks, 2 * chunks)
     turns = max(1, wanted // 4)  # a number of pieces that the threads can share evenly
     pieces = max(1, min(lines, -(-pieces // turns) * turns))
-    return max(1, -(-lines // pieces)), -(-blocks // chunks)
+    per_job = max(1, -(-lines // pieces)), -(-blocks // chunks)
+    return share_evenly(max(1, lines), blocks, per_job, outer, turns, most_pieces=1 if raw else 4)
+
+
+def share_evenly(
+    lines: int, blocks: int, per_job: tuple[int, int], outer: int, threads: int, most_pieces: int = 4
+) -> tuple[int, int]:
+    """Smaller jobs of a grid, (lines, blocks), where those given would leave threads idle at the end.
+
+    As few as will do; the lines of a job are cut into `most_pieces` at most.
+    """
+    ideal = outer * lines * blocks / threads
+
+    def cut(job: tuple[int, int]) -> tuple[float, int]:
+        jobs, size = outer * -(-lines // job[0]) * -(-blocks // job[1]), job[0] * job[1]
+        # No longer than if all jobs were whole, nor than all work shared and one job more (Graham 1969).
+        return max(_EVEN, min(-(-jobs // threads) * size, ideal + size * (threads - 1) / threads) / ideal), jobs
+
+    if threads == 1 or cut(per_job)[0] <= _EVEN:
+        return per_job
+    pieces = -(-lines // per_job[0])
+    fewer_lines = {-(-lines // n) for n in range(pieces, min(lines, most_pieces * pieces) + 1)}
+    fewer_blocks = {-(-per_job[1] // n) for n in (1, 2, 3, 4)}
+    return min([per_job, *product(sorted(fewer_lines), sorted(fewer_blocks))], key=cut)
 
 
 class Launch:
@@ -117,8 +153,8 @@ class Kernel(ABC):
 
     Attributes
     ----------
-    function : numba CFunc
-        The job (see `fastconv.jit.job_kernel`); held here, for its address dies with it.
+    function : fastconv.jit.CFunction
+        The job (see `fastconv.jit.job_kernel`), compiled when it is first run; held here, for its address dies with it.
     launcher : Launcher
         Runs the jobs.
     threads : int
@@ -158,10 +194,14 @@ class Kernel(ABC):
         """Enough jobs to keep every thread busy to the end; one thread needs no cutting."""
         return per_thread * self.threads if self.threads > 1 else 1
 
+    def dense_geometry(self) -> Geometry:
+        """`geometry` for arrays in the problem's own memory format."""
+        return self.geometry(*(dense_strides(shape, self.problem.memory_format) for shape in self.shapes))
+
     @property
     def workspace_bytes(self) -> int:
         """Scratch memory of one run on arrays in the problem's own memory format."""
-        geometry = self.geometry(*(dense_strides(shape, self.problem.memory_format) for shape in self.shapes))
+        geometry = self.dense_geometry()
         return min(self.threads, geometry.jobs) * geometry.slab
 
     def launch(self, x: np.ndarray, out: np.ndarray) -> Launch | None:

@@ -6,7 +6,7 @@ Packed, they are (group, block, r, s, k, channel in block), zeros after the last
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -113,14 +113,18 @@ class InputPacker(Packer):
         self.no_bias = np.zeros(self.groups * self.width * spread, problem.dtype)
         per_job = max(1, _JOB_BYTES // (block * taps * problem.itemsize))
         places = [order.index(tap) if tap in order else -1 for tap in range(taps)]
-        geometry = record(
+        self.geometry = record(
             GEOMETRY, self.groups * self.blocks * -(-filters // per_job), 0, {"places": np.array(places, np.int64)},
             blocks=self.blocks, block=block, filters=filters, filters_per_job=per_job,
             jobs_per_block=-(-filters // per_job), channels=channels, taps=taps, kept=len(order),
         )  # fmt: skip
         self.function = _compiled(problem.itemsize, source_stamp())
-        threads = threads if self.size * problem.itemsize > _JOB_BYTES else 1
-        self.launch = Launch(conv_launcher(problem.dtype), self.function.address, geometry, threads)
+        self.threads = threads if self.size * problem.itemsize > _JOB_BYTES else 1
+
+    @cached_property
+    def launch(self) -> Launch:
+        """What packs the weights."""
+        return Launch(conv_launcher(self.dtype.name), self.function.address, self.geometry, self.threads)
 
     def __call__(self, weight: np.ndarray, bias: np.ndarray | None) -> Packed:
         weight, packed = np.ascontiguousarray(weight), aligned((1, 1, 1, self.size), self.dtype)

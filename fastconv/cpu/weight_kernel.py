@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from functools import cache
+import os
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from fastconv.cpu.transpose import transpose
 from fastconv.jit import inline, job_kernel, source_stamp
 from fastconv.problem import ConvProblem
 
-_SPLITS = 16  # jobs wanted; a constant, for the result must not depend on the number of threads
+_LEAST_JOBS, _JOBS_PER_CORE = 16, 4  # jobs wanted; the former for any number of cores
+_SPLIT_PIXELS, _SPLIT_BYTES = 256, 64 << 20  # a split more must be worth adding up, and not take too much memory
 COPY_NS = 0.1  # for a byte of a band, to copy it to where a kernel wants it
 
 _SUM = fields("elements", "splits", "per_job")
@@ -111,13 +113,22 @@ class WeightKernel(Kernel):
         self._no_bias = np.empty(0, problem.dtype)
 
     def split_sum(self, parts: int, blocks: int) -> None:
-        """Cut a sum of so many parts, for each of `blocks` of the result, where there are few jobs otherwise."""
-        self.splits = splits = max(1, min(parts, -(-_SPLITS // blocks)))
-        if splits > 1:
-            self.summing = _summing(self.item, source_stamp())
-            jobs = -(-self.elements // _SUM_ELEMENTS)
-            geometry = record(_SUM, jobs, 0, {}, elements=self.elements, splits=splits, per_job=_SUM_ELEMENTS)
-            self.sum = Launch(self.launcher, self.summing.address, geometry, self.threads)
+        """Cut a sum of so many parts, for each of `blocks` of the result, where there are few jobs otherwise.
+
+        It depends on the cores of the machine, but not on the threads of this run, for the result must not.
+        """
+        pixels = self.problem.batch * math.prod(self.problem.conv_size)
+        most = min(pixels // _SPLIT_PIXELS, _SPLIT_BYTES // (self.elements * self.item))
+        for_cores = min(most, -(-_JOBS_PER_CORE * (os.cpu_count() or 1) // blocks))
+        self.splits = max(1, min(parts, max(for_cores, -(-_LEAST_JOBS // blocks))))
+
+    @cached_property
+    def sum(self) -> Launch:
+        """Adds the results of the splits up in order."""
+        self.summing = _summing(self.item, source_stamp())
+        jobs = -(-self.elements // _SUM_ELEMENTS)
+        geometry = record(_SUM, jobs, 0, {}, elements=self.elements, splits=self.splits, per_job=_SUM_ELEMENTS)
+        return Launch(self.launcher, self.summing.address, geometry, self.threads)
 
     @property
     def workspace_bytes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from fastconv import algorithms, networks
 from fastconv.algorithms import Candidate
 from fastconv.descriptor import parse
 from fastconv.problem import ConvProblem, PoolProblem, Problem
-from fastconv.tuning import measure, peak, wisdom
+from fastconv.tuning import learn, measure, peak, wisdom
 from fastconv.tuning.check import wrong
 from fastconv.tuning.measure import Timing, Workload
 
@@ -202,9 +203,9 @@ def choose(timings: dict[Trial, Timing], incumbent: Trial | None) -> Trial:
     return fastest
 
 
-def shortlist(problem: Problem) -> list[Candidate]:
+def shortlist(problem: Problem, threads: int) -> list[Candidate]:
     """The best predicted candidates: first the best of each algorithm, then the others in order."""
-    ranked = algorithms.candidates(problem)
+    ranked = algorithms.candidates(problem, None, learn.correction(problem, threads))
     first = list({c.algorithm: c for c in reversed(ranked)}.values())[::-1]
     return list(dict.fromkeys(first + ranked[:SHORTLIST]))
 
@@ -212,7 +213,7 @@ def shortlist(problem: Problem) -> list[Candidate]:
 def _trials(problem: Problem, threads: int, known: wisdom.Entry | None) -> tuple[list[Trial], Trial]:
     """What to time, the incumbent first."""
     trials = []
-    for candidate in shortlist(problem):
+    for candidate in shortlist(problem, threads):
         serial = threads > 1 and algorithms.predicted_ns(problem, candidate) < _ALSO_SERIAL_NS
         trials += [Trial(candidate, n) for n in ([threads, 1] if serial else [threads])]
     incumbent = Trial(known.candidate, known.run_threads) if known else trials[0]
@@ -252,8 +253,13 @@ def _entry(
     others = {t: timings[t].best_ns for t in timings if t.candidate != winner.candidate}
     runner_up = min(others, key=lambda t: others[t]) if others else None
     gflops = problem.flops / timing.best_ns
+    predicted = {trial: algorithms.predicted_ns(problem, trial.candidate) for trial in timings}
+    measured = (
+        wisdom.Measurement(*trial, *map(math.ceil, (taken.best_ns, predicted[trial])))
+        for trial, taken in timings.items()
+    )
     return wisdom.Entry(
         problem.descriptor, threads, winner.candidate, winner.threads, timing.median_ns, timing.best_ns,
         timing.spread, gflops, gflops / best_peak, workspace, runner_up and runner_up.candidate,
-        others[runner_up] / timing.best_ns - 1 if runner_up else None,
+        others[runner_up] / timing.best_ns - 1 if runner_up else None, measured=tuple(measured),
     )  # fmt: skip

@@ -21,6 +21,7 @@ _DESCRIPTIONS = ("fastconv.sizes", "fastconv.pooling", "fastconv.problem")
 _IMPORT = re.compile(r"^[ \t]*(?:from (fastconv[.\w]*) import \(?([\w\s,]+)|import (fastconv\.[.\w]+))", re.MULTILINE)
 
 
+@cache
 def _imports(source: Path) -> set[str]:
     """Modules of fastconv that a file imports, and names that it imports from them."""
     found: set[str] = set()

@@ -15,18 +15,28 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from fastconv import algorithms
 from fastconv.algorithms import Candidate
 from fastconv.descriptor import parse
 from fastconv.problem import Problem
-from fastconv.tuning.validators import validators
+from fastconv.tuning.validators import source_hash, validators
 
 _INSTALL = "the wisdom store needs {}: pip install fastconv[tune]"
+
+
+class Measurement(NamedTuple):
+    """The best time of one candidate on so many threads, and what the cost model says for one; whole nanoseconds."""
+
+    candidate: Candidate
+    threads: int
+    ns: int
+    predicted_ns: int
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,10 @@ class Entry:
         because the difference was within the noise.
     time : str
         When, ISO 8601, UTC.
+    measured : tuple of Measurement
+        Of every candidate that took part, the slow ones from a few runs only.
+    sources : dict of str to str
+        Hash of the source (`validators.source_hash`) of each algorithm that took part.
     """
 
     problem: str
@@ -73,11 +87,19 @@ class Entry:
     runner_up: Candidate | None = None
     margin: float | None = None
     time: str = ""
+    measured: tuple[Measurement, ...] = ()
+    sources: dict[str, str] = field(default_factory=dict)
+
+    def current(self) -> list[Measurement]:
+        """`measured`, without kernels that were edited since."""
+        operation, known = parse(self.problem).operation, algorithms.names
+        same = {a for a in known(operation) if self.sources.get(a) == source_hash(algorithms.source(operation, a))}
+        return [found for found in self.measured if found.candidate.algorithm in same]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        second = self.runner_up and _plain(self.runner_up)
-        return {**vars(self), "candidate": _plain(self.candidate), "runner_up": second}
+        second, measured = self.runner_up and _plain(self.runner_up), [_brief(m) for m in self.measured]
+        return {**vars(self), "candidate": _plain(self.candidate), "runner_up": second, "measured": measured}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Entry:
@@ -95,7 +117,8 @@ class Entry:
             float(values["ns"]), float(values["best_ns"]), float(values["spread"]), float(values["gflops"]),
             float(values["peak_fraction"]), int(values["workspace"]),
             values["runner_up"] and _candidate(values["runner_up"]), None if margin is None else float(margin),
-            str(values["time"]),
+            str(values["time"]), tuple(map(_measurement, values.get("measured", ()))),
+            dict(values.get("sources", {})),
         )  # fmt: skip
 
 
@@ -105,6 +128,21 @@ def _plain(candidate: Candidate) -> dict[str, Any]:
 
 def _candidate(values: dict[str, Any]) -> Candidate:
     return Candidate(values["algorithm"], tuple(sorted(values["params"].items())))
+
+
+def _brief(found: Measurement) -> list[Any]:
+    return [str(found.candidate), *found[1:]]
+
+
+def _measurement(values: list[Any]) -> Measurement:
+    text, threads, *ns = values
+    algorithm, *params = text.split()
+    pairs = (name.split("=") for name in params)
+    candidate = Candidate(algorithm, tuple((name, int(value)) for name, value in pairs))
+    measured, predicted = map(int, ns)
+    if min(measured, predicted) < 1:
+        raise ValueError(f"times must be positive, got {values}")
+    return Measurement(candidate, int(threads), measured, predicted)
 
 
 def path() -> Path | None:
@@ -190,6 +228,9 @@ def rows(store: Path) -> tuple[list[Row], list[int]]:
     return sorted(found, key=lambda row: row.entry.time), damaged
 
 
+_EMPTY: dict[tuple[str, int], Entry] = {}
+
+
 class _Index:
     """Valid entries in memory, by (descriptor, threads); read again when the file has changed."""
 
@@ -211,14 +252,15 @@ def _read(store: Path) -> list[Row]:
     return found
 
 
-def _refreshed() -> dict[tuple[str, int], Entry]:
+def index() -> dict[tuple[str, int], Entry]:
+    """`entries` by descriptor and threads; the same object as long as the store is the same."""
     store = path()
     try:
         state = None if store is None else os.stat(store)
     except OSError:
         state = None
     if store is None or state is None:
-        return {}
+        return _EMPTY
     seen = (store, state.st_mtime_ns, state.st_size, state.st_ino)
     with _Index.lock:
         if _Index.seen != seen:
@@ -229,12 +271,12 @@ def _refreshed() -> dict[tuple[str, int], Entry]:
 
 def lookup(problem: Problem, threads: int) -> Entry | None:
     """The most recent valid measurement of a problem on this machine, or None."""
-    return _refreshed().get((problem.descriptor, threads))
+    return index().get((problem.descriptor, threads))
 
 
 def entries() -> list[Entry]:
     """Every valid entry of this machine, the most recent for each problem and thread count."""
-    return list(_refreshed().values())
+    return list(index().values())
 
 
 # Writing
@@ -256,7 +298,10 @@ def append(entry: Entry) -> Entry:
     ImportError
         If platformdirs or filelock is not installed.
     """
-    stamped = replace(entry, time=datetime.now(UTC).isoformat(timespec="microseconds"))
+    operation = parse(entry.problem).operation
+    took_part = dict.fromkeys(found.candidate.algorithm for found in entry.measured)
+    sources = {name: source_hash(algorithms.source(operation, name)) for name in took_part}
+    stamped = replace(entry, time=datetime.now(UTC).isoformat(timespec="microseconds"), sources=sources)
     with _locked() as store:
         _write(store, [Row(stamped, validators(stamped.problem, stamped.candidate.algorithm))])
     return stamped
