@@ -173,10 +173,10 @@ def measure(workers: dict[str, Worker], descriptor: str, rounds: int) -> dict[st
     return found
 
 
-def interleave(samplers: dict[str, Callable[[], list[float]]], rounds: int) -> dict[str, list[float]]:
+def interleave(samplers: dict[Any, Callable[[], list[float]]], rounds: int) -> dict[Any, list[float]]:
     """One sample of each in every round, in rotating order; all samples of each."""
     names = list(samplers)
-    found: dict[str, list[float]] = {name: [] for name in names}
+    found: dict[Any, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:

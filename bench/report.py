@@ -30,7 +30,8 @@ _PREFACE = (
     "interleaved rounds, so they mean more than times do: those under a peer's name are its time over ours, of",
     'medians. "Best peer" is the fastest of them on that problem, once by medians and once by shortest times. The last',
     "columns are shares, by shortest times, of the FMA peak and of a copy that moves as many bytes as the arrays have,",
-    "measured in the same rounds. `raw` problems have their weights packed in every call.",
+    "measured in the same rounds. `raw` problems have their weights packed in every call. Plans and OpenVINO write to",
+    "an array that they were given before; the others make one in each call, as fastconv's functions do.",
 )
 _PACKAGES = ("fastconv", "numba", "llvmlite", "numpy", "torch", "onnxruntime", "openvino", "jax")
 

@@ -6,10 +6,10 @@ import argparse
 import statistics
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
-from harness import Worker
-from harness import measure as measure_problem
+from harness import Worker, interleave, set_threads
 
 from fastconv.descriptor import parse
 
@@ -37,18 +37,22 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """
     rows = {}
     with ExitStack() as stack:
-        teams = [
-            {name: stack.enter_context(closing(Worker(peer, threads))) for name, peer in _PEERS.items()}
-            for threads in (1, 2)
-        ]
+        workers = {}
+        for who in product(_PEERS, ("one", "two", "both")):
+            threads = 1 if who[1] == "one" else 2
+            set_threads(threads)  # a process reads it when it starts
+            workers[who] = stack.enter_context(closing(Worker(_PEERS[who[0]], threads)))
+        set_threads(options.threads)
         for word in PROBLEMS[: options.problems]:
             twice = replace(parse(word), batch=2).descriptor
-            one, two = (measure_problem(team, word, options.rounds) for team in teams)
-            both = measure_problem(teams[1], twice, options.rounds)
+            for (_, what), worker in workers.items():
+                worker.ask("prepare", twice if what == "both" else word)
+            samples = interleave({who: worker.sample for who, worker in workers.items()}, options.rounds)
+            time = {who: statistics.median(seconds) for who, seconds in samples.items()}
             rows[word] = {
                 name: {
-                    "strong": one[name]["median"] / two[name]["median"],
-                    "weak": 2 * one[name]["median"] / both[name]["median"],
+                    "strong": time[name, "one"] / time[name, "two"],
+                    "weak": 2 * time[name, "one"] / time[name, "both"],
                 }
                 for name in _PEERS
             }

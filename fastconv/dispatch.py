@@ -127,6 +127,10 @@ def choose(
         candidate, on = entry.candidate, entry.run_threads
         if max_workspace is None or algorithms.workspace_bytes(problem, candidate, on) <= max_workspace:
             return Choice(candidate, known, algorithms.predicted_ns(problem, candidate), on, entry)
+        if _State.mode == "wisdom" and algorithm is None:
+            raise WisdomError(
+                f"the measured winner for {problem.descriptor} needs more than max_workspace={max_workspace}"
+            )
     source = "cost model" if algorithm is None else "requested"
     return _by_model(problem, algorithm, threads, max_workspace, source)
 

@@ -62,6 +62,7 @@ def _spare_scipy() -> None:
 
 def jit(*args: Any, **options: Any) -> Any:
     """``numba.njit`` with the project's options; also usable with an explicit signature."""
+    _spare_scipy()
     return njit(*args, **{**OPTIONS, "nogil": True, **options})
 
 
@@ -85,11 +86,12 @@ class CFunction:
     @property
     def address(self) -> int:
         """Where the code is; it stays there as long as this object lives."""
-        with self._compiling:
-            if self._compiled is None:
-                _spare_scipy()  # every kernel of the library is a C function: this comes before all other compilation
-                self._compiled = cfunc(self._signature, **OPTIONS)(self._function)
-            return self._compiled.address
+        if self._compiled is None:
+            with self._compiling:
+                if self._compiled is None:
+                    _spare_scipy()
+                    self._compiled = cfunc(self._signature, **OPTIONS)(self._function)
+        return self._compiled.address
 
 
 def job_kernel(geometry: np.dtype) -> Callable[[Callable], CFunction]:

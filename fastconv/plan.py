@@ -171,7 +171,7 @@ class Plan:
             image, batched = self._checked(x)
         if out is None:
             result = self._new()
-        elif self._fits(out, image):
+        elif batched and self._fits(out, image):
             result = out
         else:
             check_out(out, self._out_shape if batched else self._out_shape[1:], self._dtype, image)
@@ -236,7 +236,8 @@ def plan(
     activation, pool, algorithm
         As in `fastconv.conv2d`.
     max_workspace : int, optional
-        Most scratch memory that one call may take, in bytes (`Plan.workspace_bytes`): algorithms and parameters
+        Most scratch memory that one call on arrays in the plan's memory format may take, in bytes
+        (`Plan.workspace_bytes`): algorithms and parameters
         that need more are not considered, even if they were measured to be faster.
 
     Returns

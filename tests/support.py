@@ -40,7 +40,8 @@ PROBLEMS = [parse(text) for text in [
     # Groups: a few large ones, and many small ones.
     "n2c6h9w8k10r3s3p1g2_bias_relu", "n1c32h8w9k64r3s3p1g4", "n1c64h7w7k64r3s3p1g16_bias",
     "n1c16h9w11k16r3s3p1u2g4_relu", "n1c40h9w15k40r3s3p1g5_bias_relu", "n2c22h6w18k22r3s5p0.2u2g11",
-    "n1c34h6w6k34r3s3p1d2g2", "n1c12h5w5k24r1s1g3",
+    "n1c34h6w6k34r3s3p1d2g2", "n1c12h5w5k24r1s1g3", "n1c48h5w16k48r3s3p1g3_bias", "n1c112h4w9k112r3s3p1u2g7",
+    "n1c12h4w5k12r2s2p5g3_bias", "n1c17h3w9k17r2s3p5.1d8.1g17",
     # Depthwise, with multiplier 1, 2 and 3.
     "n1c33h9w11k33r3s3p1g33_bias_relu6", "n2c32h15w13k32r3s3p1u2g32", "n1c17h12w12k34r5s5p2g17_bias",
     "n1c33h5w20k33r5s3p2.1u1.2g33_bias", "n1c6h9w8k6r5s5p2g6", "n1c20h9w15k20r7s2p6.5u3.1d2.1g20_bias",

@@ -130,12 +130,16 @@ def test_importing_fastconv_compiles_nothing(action: str, compiles: bool, tmp_pa
     assert (int(run(code, tmp_path)) > 0) == compiles
 
 
-def test_a_first_call_leaves_scipy_alone_and_blas_usable() -> None:
+@pytest.mark.parametrize(
+    "first", ["fastconv.conv2d(x, w)", "fastconv.plan(x.shape, w)(x)", "fastconv.max_pool2d(x, 2)"]
+)
+def test_a_first_call_leaves_scipy_alone_and_blas_usable(first: str) -> None:
     pytest.importorskip("scipy")
-    code = """
+    code = f"""
 import sys
 import numba, numpy as np, fastconv
-fastconv.conv2d(np.ones((1, 2, 5, 5)), np.ones((3, 2, 3, 3)))
+x, w = np.ones((1, 2, 5, 5)), np.ones((3, 2, 3, 3))
+{first}
 assert "scipy.linalg" not in sys.modules
 product = numba.njit(lambda a, b: np.dot(np.kron(a, b), np.linalg.inv(np.kron(b, a))))
 assert np.allclose(product(2 * np.eye(2), np.eye(3)), np.eye(6))

@@ -263,3 +263,15 @@ def test_kernels_refuse_indices_that_do_not_fit():
     for indices in (None, np.zeros(out.shape, np.int32), as_format(np.zeros(out.shape, np.int64), "channels_last")):
         with pytest.raises(ValueError, match="indices"):
             indexed.run(x, out, indices)
+
+
+def test_a_second_call_prepares_nothing(monkeypatch):
+    from fastconv.functional import pool
+
+    prepared = []
+    monkeypatch.setattr(pool, "_prepare", lambda *given, real=pool._prepare: prepared.append(given) or real(*given))
+    for shape in ((3, 9, 8), (2, 3, 9, 8)):
+        x = np.zeros(shape, np.float32)
+        for _ in range(3):
+            fastconv.avg_pool2d(x, 3, 2)
+    assert len(prepared) <= 2

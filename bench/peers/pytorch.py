@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import torch
@@ -16,14 +17,20 @@ from peers import Ready, Unsupported
 
 def _tensors(arrays: list[np.ndarray | None], threads: int, channels_last: bool) -> list[torch.Tensor | None]:
     torch.set_num_threads(threads)
-    torch.set_grad_enabled(False)
+    _inference()
     kind = torch.channels_last if channels_last else torch.contiguous_format
     tensors = [None if a is None else torch.from_numpy(a) for a in arrays]
     return [t.contiguous(memory_format=kind) if t is not None and t.dim() == 4 else t for t in tensors]
 
 
+@cache
+def _inference() -> None:
+    """Enter inference mode for the rest of the process: as a decorator it would cost each call microseconds."""
+    torch.inference_mode().__enter__()
+
+
 def _ready(call) -> Ready:
-    return Ready(torch.inference_mode()(call), lambda: call().numpy())
+    return Ready(call, lambda: call().numpy())
 
 
 def _symmetric(problem: ConvProblem) -> list[int]:

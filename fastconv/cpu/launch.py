@@ -184,7 +184,7 @@ def run_jobs(function: Any, record: np.ndarray, jobs: int, slab: int = 0) -> Non
 
     Parameters
     ----------
-    function : numba CFunc
+    function : fastconv.jit.CFunction
         Compiled by `fastconv.jit.record_kernel`.
     record : structured array of one element
         What the jobs read, addresses of arrays among it; the caller keeps those arrays alive.

@@ -122,7 +122,7 @@ class Packer(ABC):
 
 
 class ChannelPacker(Packer):
-    """Depthwise weights for vectors of channels: (C, 1, R, S) as (R, S, C)."""
+    """Weights for vectors of filters that see few channels: (K, C/groups, R, S) as (R, S, C/groups, K)."""
 
     def __call__(self, weight: np.ndarray, bias: np.ndarray | None) -> Packed:
         packed = np.ascontiguousarray(weight.transpose(2, 3, 1, 0))

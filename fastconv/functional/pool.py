@@ -148,14 +148,24 @@ def _pool(x: Any, window: tuple, return_indices: bool, algorithm: str | None, ou
         return result
     image, batched = as_image(x, "x")
     if not known:
-        call = _prepare(image, Pool(*window), return_indices, algorithm)
-        _calls.remember((image.shape, image.strides, image.dtype, window, return_indices, algorithm), call)
+        call = _known_or_prepared(image, window, return_indices, algorithm)
     result, values = target(out, call.shape, batched, image.dtype, call.format, image)
     if not return_indices:
         call.kernel.run(image, result)
         return values
     indices = _run_with_indices(call.kernel, image, result, call.format)
     return values, indices if batched else indices[0]
+
+
+def _known_or_prepared(image: np.ndarray, window: tuple, return_indices: bool, algorithm: str | None) -> _Call:
+    """What was prepared for such an image, which may come with its axis N or without."""
+    key = (image.shape, image.strides, image.dtype, window, return_indices, algorithm)
+    try:
+        return _calls[key]
+    except (KeyError, TypeError):  # TypeError: a list among the arguments
+        call = _prepare(image, Pool(*window), return_indices, algorithm)
+        _calls.remember(key, call)
+        return call
 
 
 def _run_with_indices(kernel: Any, image: np.ndarray, result: np.ndarray, format: MemoryFormat) -> np.ndarray:

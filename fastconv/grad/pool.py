@@ -69,6 +69,8 @@ def max_pool2d(
     if not isinstance(indices, np.ndarray) or indices.dtype != np.int64:
         raise TypeError(f"indices must be an int64 array, got {getattr(indices, 'dtype', type(indices))}")
     _check_shape(indices, "indices", np.shape(grad_output), "grad_output")
+    if kernel_size is None and (stride, padding, dilation, ceil_mode) != (None, 0, 1, False):
+        raise ValueError("kernel_size must be given with stride, padding, dilation or ceil_mode")
     window = None if kernel_size is None else ("max", kernel_size, stride, padding, dilation, ceil_mode)
     return _gradient(grad_output, input_size, window, (indices,), algorithm, out)
 
