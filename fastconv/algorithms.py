@@ -142,7 +142,10 @@ def candidates(
 
 
 def workspace_bytes(problem: Problem, candidate: Candidate, threads: int) -> int:
-    """Scratch memory in bytes of a call on so many threads; nothing is compiled."""
+    """Scratch memory in bytes of a call on so many threads.
+
+    Nothing is compiled, but for the function that all kernels with pooling share.
+    """
     code = module(problem.operation, candidate.algorithm)
     return code.make(problem, dict(candidate.params), threads).workspace_bytes
 

@@ -97,7 +97,7 @@ def on_forget(clear: Any) -> None:
 def choose(
     problem: Problem, algorithm: str | None = None, threads: int | None = None, max_workspace: int | None = None
 ) -> Choice:
-    """Decide how to compute `problem` without compiling anything.
+    """Decide how to compute `problem` without compiling its kernel.
 
     Parameters
     ----------

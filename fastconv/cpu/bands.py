@@ -23,7 +23,8 @@ from fastconv.cpu.pack import (
     whole_lines,
 )
 from fastconv.cpu.tiles import per_tile_ns, step_ns
-from fastconv.cpu.windows import pooling, window_record
+from fastconv.cpu.window import window_record
+from fastconv.cpu.windows import pooling
 from fastconv.jit import source_stamp
 from fastconv.problem import ConvProblem
 

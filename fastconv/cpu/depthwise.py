@@ -73,7 +73,7 @@ def cost(problem: ConvProblem, params: Params) -> float:
 
 
 def make(problem: ConvProblem, params: Params, threads: int) -> ConvKernel:
-    """Compile or load the kernel."""
+    """The kernel, to be compiled or loaded when it is first run."""
     if params["pixel_vectors"]:
         return tiled.make(problem, params, threads)
     return Depthwise(problem, params, threads)
@@ -116,7 +116,7 @@ class Depthwise(ConvKernel):
         super().__init__(problem, params, threads)
         self.rows, self.block = params["rows"], params["vectors"] * self.lanes
         self.function = _compiled(self.rows, params["vectors"], self.item, self.lanes, source_stamp())
-        self.pack = ChannelPacker()
+        self.pack = ChannelPacker(problem)
 
     def reads(self, x: tuple[int, ...]) -> bool:
         return x[1] == 1

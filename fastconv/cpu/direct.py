@@ -67,7 +67,7 @@ def cost(problem: ConvProblem, params: Params) -> float:
 
 
 def make(problem: ConvProblem, params: Params, threads: int) -> Direct:
-    """Compile or load the kernel."""
+    """The kernel, to be compiled or loaded when it is first run."""
     return Direct(problem, params, threads)
 
 

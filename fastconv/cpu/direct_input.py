@@ -54,7 +54,7 @@ def cost(problem: ConvProblem, params: Params) -> float:
 
 
 def make(problem: ConvProblem, params: Params, threads: int) -> DirectInput:
-    """Compile or load the kernel."""
+    """The kernel, to be compiled or loaded when it is first run."""
     return DirectInput(problem, params, threads)
 
 

@@ -76,7 +76,7 @@ def cost(problem: ConvProblem, params: Params) -> float:
 
 
 def make(problem: ConvProblem, params: Params, threads: int) -> ConvKernel:
-    """Compile or load the kernel."""
+    """The kernel, to be compiled or loaded when it is first run."""
     form = _PixelVectors if problem.memory_format == "contiguous" else _PixelRows
     return form(problem, params, threads)
 

@@ -52,7 +52,7 @@ def space(problem: LocalProblem) -> list[Params]:
 
 
 def make(problem: LocalProblem, params: Params, threads: int) -> Local:
-    """Compile or load the kernel."""
+    """The kernel, to be compiled or loaded when it is first run."""
     return Local(problem, params, threads, _compiled)
 
 

@@ -53,7 +53,7 @@ def space(problem: LocalProblem) -> list[Params]:
 
 
 def make(problem: LocalProblem, params: Params, threads: int) -> LocalInput | LocalWeight:
-    """Compile or load the kernel."""
+    """The kernel, to be compiled or loaded when it is first run."""
     if problem.direction == "backward_input":
         return LocalInput(problem, params, threads, _input)
     return LocalWeight(problem, params, threads, _weight)

@@ -124,9 +124,12 @@ class Packer(ABC):
 class ChannelPacker(Packer):
     """Weights for vectors of filters that see few channels: (K, C/groups, R, S) as (R, S, C/groups, K)."""
 
+    def __init__(self, problem: ConvProblem) -> None:
+        self.no_bias = np.zeros(problem.out_channels, problem.dtype)
+
     def __call__(self, weight: np.ndarray, bias: np.ndarray | None) -> Packed:
         packed = np.ascontiguousarray(weight.transpose(2, 3, 1, 0))
-        return packed, np.zeros(len(weight), weight.dtype) if bias is None else np.ascontiguousarray(bias)
+        return packed, self.no_bias if bias is None else np.ascontiguousarray(bias)
 
 
 class FilterPacker(Packer):

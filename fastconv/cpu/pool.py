@@ -13,7 +13,8 @@ from numba import carray
 from fastconv.cpu.kernel import Geometry, Params, fields, record
 from fastconv.cpu.memory import call
 from fastconv.cpu.pool_kernel import PoolKernel, split_pooling, unsupported
-from fastconv.cpu.windows import pooling, window_record
+from fastconv.cpu.window import window_record
+from fastconv.cpu.windows import pooling
 from fastconv.jit import job_kernel, source_stamp
 from fastconv.problem import PoolProblem
 
@@ -41,7 +42,7 @@ def cost(problem: PoolProblem, params: Params) -> float:
 
 
 def make(problem: PoolProblem, params: Params, threads: int) -> PoolKernel:
-    """Compile or load the kernel."""
+    """The kernel, to be compiled or loaded when it is first run."""
     return DirectPool(problem, params, threads)
 
 

@@ -52,7 +52,7 @@ def cost(problem: PoolProblem, params: Params) -> float:
 
 
 def make(problem: PoolProblem, params: Params, threads: int) -> PoolBackward:
-    """Compile or load the kernel."""
+    """The kernel, to be compiled or loaded when it is first run."""
     if problem.pool.mode != "max":
         return MeanBackward(problem, params, threads)
     return (GatherMaxima if _worth_gathering(problem) else ScatterMaxima)(problem, params, threads)

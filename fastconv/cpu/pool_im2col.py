@@ -17,7 +17,7 @@ from fastconv.cpu.kernel import Geometry, Params, fields, record
 from fastconv.cpu.memory import get, ints, put
 from fastconv.cpu.pool_kernel import PoolKernel, unsupported
 from fastconv.cpu.reduce import MAX
-from fastconv.cpu.windows import covered, window_at, window_record
+from fastconv.cpu.window import covered, window_at, window_record
 from fastconv.jit import inline, job_kernel, source_stamp
 from fastconv.problem import PoolProblem
 
@@ -47,7 +47,7 @@ def cost(problem: PoolProblem, params: Params) -> float:
 
 
 def make(problem: PoolProblem, params: Params, threads: int) -> PoolKernel:
-    """Compile or load the kernel."""
+    """The kernel, to be compiled or loaded when it is first run."""
     return ColumnPool(problem, params, threads)
 
 

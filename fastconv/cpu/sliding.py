@@ -73,7 +73,7 @@ def cost(problem: ConvProblem, params: Params) -> float:
 
 
 def make(problem: ConvProblem, params: Params, threads: int) -> Sliding:
-    """Compile or load the kernel."""
+    """The kernel, to be compiled or loaded when it is first run."""
     return Sliding(problem, params, threads)
 
 
@@ -125,7 +125,7 @@ class Sliding(ConvKernel):
             params["pixels"], vectors, problem.kernel_size[1], problem.stride[1],
             problem.in_channels // problem.groups, lanes, self.item, source_stamp(),
         )  # fmt: skip
-        self.pack = ChannelPacker()
+        self.pack = ChannelPacker(problem)
         self.zeros = np.zeros(self.block, problem.dtype)
 
     def reads(self, x: tuple[int, ...]) -> bool:

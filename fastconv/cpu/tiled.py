@@ -59,7 +59,7 @@ def space(problem: ConvProblem) -> list[Params]:
 
 
 def make(problem: ConvProblem, params: Params, threads: int) -> ConvKernel:
-    """Compile or load the kernel."""
+    """The kernel, to be compiled or loaded when it is first run."""
     if params["pixel_vectors"]:
         return bands.PixelVectors(problem, params, threads, _pixel_vectors)
     return bands.PixelRows(problem, params, threads, _pixel_rows)

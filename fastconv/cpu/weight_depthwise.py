@@ -61,7 +61,7 @@ def cost(problem: ConvProblem, params: Params) -> float:
 
 
 def make(problem: ConvProblem, params: Params, threads: int) -> WeightDepthwise:
-    """Compile or load the kernel."""
+    """The kernel, to be compiled or loaded when it is first run."""
     return WeightDepthwise(problem, params, threads)
 
 

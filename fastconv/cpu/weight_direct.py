@@ -65,7 +65,7 @@ def cost(problem: ConvProblem, params: Params) -> float:
 
 
 def make(problem: ConvProblem, params: Params, threads: int) -> WeightDirect:
-    """Compile or load the kernel."""
+    """The kernel, to be compiled or loaded when it is first run."""
     return WeightDirect(problem, params, threads)
 
 

@@ -70,7 +70,7 @@ def cost(problem: ConvProblem, params: Params) -> float:
 
 
 def make(problem: ConvProblem, params: Params, threads: int) -> WeightIm2col:
-    """Compile or load the kernel."""
+    """The kernel, to be compiled or loaded when it is first run."""
     return WeightIm2col(problem, params, threads)
 
 

@@ -84,7 +84,7 @@ def _blocks(problem: ConvProblem, params: Params) -> tuple[Pair, Pair]:
 
 
 def make(problem: ConvProblem, params: Params, threads: int) -> WeightTiled:
-    """Compile or load the kernel."""
+    """The kernel, to be compiled or loaded when it is first run."""
     return WeightTiled(problem, params, threads)
 
 

@@ -11,7 +11,8 @@ _runs       contiguous rows     neighbouring taps of one window: global pooling,
 _anything   any, any mode       nothing: plain loops
 ==========  ==================  ===========================================================
 
-No tap is tested for being inside the image: `clip` says which are. Maxima propagate NaN, as in torch.
+No tap is tested for being inside the image: `fastconv.cpu.window.clip` says which are. Maxima with their indices
+are in `fastconv.cpu.windows_indices`. Maxima propagate NaN, as in torch.
 """
 
 from __future__ import annotations
@@ -21,122 +22,18 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray, from_dtype, types
-from numba.extending import intrinsic
 
-from fastconv.cpu.memory import get, ints, lanes_of, put, stack
-from fastconv.cpu.reduce import MAX, SQUARES, SUM, reduce_run, reduce_taps
+from fastconv.cpu.memory import get, ints, put, stack
+from fastconv.cpu.reduce import MAX, SQUARES, SUM, reduce_run
 from fastconv.cpu.reduce_lines import reduce_along, reduce_down, reduce_pixels
 from fastconv.cpu.transpose import move
+from fastconv.cpu.window import POWERS, columns_inside, covered, rows_inside, window_at
+from fastconv.cpu.windows_indices import LINE, channels_with_indices, columns_with_indices
 from fastconv.jit import address_kernel, inline
-from fastconv.pooling import Pool
-from fastconv.sizes import Pair
 
-POWERS = 4  # a mode beside those of `reduce`
 _TILE = 2048  # elements that `_channels` brings into another order
-_LINE = 1024  # longest line of `_columns`, in elements
-_LINES = 2 * _LINE  # elements of several lines, one after the other
+_LINES = 2 * LINE  # elements of several lines, one after the other
 _LINE_ROOM = _LINES + 64  # vectors read past the end of the last one
-
-WINDOW = np.dtype(
-    [
-        (name, np.int64)
-        for name in (
-            "mode", "kernel_h", "kernel_w", "stride_h", "stride_w", "padding_h", "padding_w",
-            "dilation_h", "dilation_w", "out_width", "include_pad",
-        )
-    ]
-    + [(name, np.float64) for name in ("norm", "area", "root")]
-)  # fmt: skip
-
-
-def window_record(pool: Pool, size: Pair) -> np.ndarray:
-    """One WINDOW record for pooling maps of the given height and width.
-
-    The result of a window is ``(sum / divisor * area) ** root``, with area and root 1 except for lp.
-    """
-    lp = pool.mode == "lp"
-    sums = {1.0: SUM, 2.0: SQUARES}.get(pool.norm_type, POWERS) if lp else SUM
-    mode = MAX if pool.mode == "max" else sums
-    values = (
-        mode, *pool.kernel_size, *pool.stride, *pool.padding, *pool.dilation, pool.output_size(size)[1],
-        int(pool.count_include_pad), pool.norm_type if lp else 1.0,
-        math.prod(pool.kernel_size) if lp else 1.0, 1 / pool.norm_type if lp else 1.0,
-    )  # fmt: skip
-    return np.array([values], WINDOW)
-
-
-@intrinsic
-def _window_pointer(typingctx, address):
-    kind = types.CPointer(from_dtype(WINDOW))
-
-    def codegen(context, builder, signature, args):
-        return builder.inttoptr(args[0], context.get_value_type(kind))
-
-    return kind(types.int64), codegen
-
-
-@inline
-def window_at(address):
-    """The WINDOW record at `address`."""
-    return carray(_window_pointer(address), 1)[0]
-
-
-@inline
-def clip(position, kernel, stride, padding, dilation, size):
-    """Along one axis: coordinate of the first tap that is not before the map, and how many are inside."""
-    origin = position * stride - padding
-    end = origin + (kernel - 1) * dilation
-    if origin >= 0 and end < size:
-        return origin, kernel
-    first = 0 if origin >= 0 else (dilation - 1 - origin) // dilation
-    last = kernel if end < size else (size - 1 - origin) // dilation + 1
-    return origin + first * dilation, max(0, last - first)
-
-
-@inline
-def covered(position, kernel, stride, padding, size, include_pad):
-    """Along one axis: elements that count for the average; the trailing padding ends the window (ceil_mode)."""
-    start = position * stride - padding
-    if include_pad:
-        return min(start + kernel, size + padding) - start
-    return min(start + kernel, size) - max(start, 0)
-
-
-@inline
-def _down(i, height, w):
-    """First input row, number of rows and what they count for the average, of output row `i`."""
-    h, rows = clip(i, w.kernel_h, w.stride_h, w.padding_h, w.dilation_h, height)
-    return h, rows, covered(i, w.kernel_h, w.stride_h, w.padding_h, height, w.include_pad)
-
-
-@inline
-def _across(j, width, w):
-    """The same of output column `j`."""
-    v, columns = clip(j, w.kernel_w, w.stride_w, w.padding_w, w.dilation_w, width)
-    return v, columns, covered(j, w.kernel_w, w.stride_w, w.padding_w, width, w.include_pad)
-
-
-@inline
-def _reduce_lanes(x, row_step, rows, column_step, columns, out, count, places, ITEM):
-    """`reduce_taps` to maxima and their indices for `count` neighbouring lanes."""
-    lanes = lanes_of(ITEM)
-    indices, index, index_row, index_column = places
-    done = 0
-    while done < count:
-        n = count - done
-        a, o, place = x + ITEM * done, out + ITEM * done, indices + 8 * done
-        if n >= 4 * lanes:
-            n = 4 * lanes
-            reduce_taps(
-                a, row_step, rows, column_step, columns, o, n, place, index, index_row, index_column, 4, 0, ITEM
-            )
-        else:
-            n = min(n, lanes)
-            reduce_taps(
-                a, row_step, rows, column_step, columns, o, n, place, index, index_row, index_column, 1, 1, ITEM
-            )
-        done += n
 
 
 @inline
@@ -149,10 +46,10 @@ def _channels(source, target, shape, first, last, w, op, ITEM):
     inside = -(-w.padding_w // w.stride_w)
     whole = (width + w.padding_w - (w.kernel_w - 1) * w.dilation_w - 1) // w.stride_w + 1
     for i in range(first, last):
-        h, rows, down = _down(i, height, w)
+        h, rows, down = rows_inside(i, height, w)
         j = 0
         while j < w.out_width:
-            v, columns, across = _across(j, width, w)
+            v, columns, across = columns_inside(j, width, w)
             count = min(most, min(whole, w.out_width) - j) if inside <= j < whole else 1
             o = out + ITEM * (i * out_row + j * out_column)
             reduce_pixels(
@@ -167,30 +64,13 @@ def _channels(source, target, shape, first, last, w, op, ITEM):
 
 
 @inline
-def _channels_with_indices(source, target, indices, shape, first, last, w, ITEM):
-    x, x_row, x_column, _ = source
-    out, out_row, out_column, _ = target
-    height, width, channels = shape
-    for i in range(first, last):
-        h, rows, _ = _down(i, height, w)
-        for j in range(w.out_width):
-            v, columns, _ = _across(j, width, w)
-            o = i * out_row + j * out_column
-            index = h * width + v if rows * columns > 0 else -1
-            _reduce_lanes(
-                x + ITEM * (h * x_row + v * x_column), w.dilation_h * x_row, rows, w.dilation_w * x_column, columns,
-                out + ITEM * o, channels, (indices + 8 * o, index, w.dilation_h * width, w.dilation_w), ITEM,
-            )  # fmt: skip
-
-
-@inline
 def _columns(source, target, shape, first, last, w, op, ITEM):
     x, x_row, _, x_channel = source
     out, out_row, out_column, out_channel = target
     height, width, channels = shape
     line = stack(_LINE_ROOM, ITEM)
     stride, padding, span = w.stride_w, w.padding_w, (w.kernel_w - 1) * w.dilation_w + 1
-    most = (_LINE - span) // stride + 1
+    most = (LINE - span) // stride + 1
     whole = _whole_columns(width, w) if op != MAX else (0, w.out_width)
     for begin in range(0, w.out_width, most):
         end = min(begin + most, w.out_width)
@@ -206,7 +86,7 @@ def _columns(source, target, shape, first, last, w, op, ITEM):
             # One step on many rows and channels before the next: what has just been stored is slow to load.
             count = min(most_lines, _alike(i, last, height, w))
             together = most_lines // count
-            h, rows, down = _down(i, height, w)
+            h, rows, down = rows_inside(i, height, w)
             for c in range(0, channels, together):
                 some = min(together, channels - c)
                 for k in range(some):
@@ -229,51 +109,6 @@ def _alike(i, last, height, w):
     """How many output rows from `i` on are reduced alike: those whose windows are inside the map."""
     whole = (height + w.padding_h - (w.kernel_h - 1) * w.dilation_h - 1) // w.stride_h + 1
     return min(last, whole) - i if i * w.stride_h >= w.padding_h and i < whole else 1
-
-
-@inline
-def _columns_with_indices(source, target, indices, shape, first, last, w, ITEM):
-    x, x_row, _, x_channel = source
-    out, out_row, out_column, out_channel = target
-    height, width, channels = shape
-    line, places = stack(_LINE, ITEM), stack(_LINE, 8)
-    row_of = ints(places, 1, _LINE)[0]
-    most = (_LINE - (w.kernel_w - 1) * w.dilation_w - 1) // w.stride_w + 1
-    for c in range(channels):
-        for i in range(first, last):
-            h, rows, _ = _down(i, height, w)
-            for begin in range(0, w.out_width, most):
-                end = min(begin + most, w.out_width)
-                left = max(0, begin * w.stride_w - w.padding_w)
-                right = min(width, (end - 1) * w.stride_w - w.padding_w + (w.kernel_w - 1) * w.dilation_w + 1)
-                _reduce_lanes(
-                    x + ITEM * (c * x_channel + h * x_row + left), w.dilation_h * x_row, rows, 0, 1,
-                    line, right - left, (places, h, w.dilation_h, 0), ITEM,
-                )  # fmt: skip
-                for j in range(begin, end):
-                    v, columns, _ = _across(j, width, w)
-                    o = c * out_channel + i * out_row + j * out_column
-                    index = np.int64(-1)
-                    if rows * columns > 0:
-                        best, index = _first_maximum(line, row_of, v - left, columns, w.dilation_w, width, ITEM)
-                        index += left
-                        put(out, o, best, ITEM)
-                    else:
-                        put(out, o, -np.inf, ITEM)
-                    ints(indices + 8 * o, 1, 1)[0, 0] = index
-
-
-@inline
-def _first_maximum(line, row_of, start, columns, step, width, ITEM):
-    """Maximum of some elements of a line, each from a row of its own, and the first place that has it."""
-    best, index = get(line, start, ITEM), row_of[start] * width + start
-    for s in range(1, columns):
-        column = start + s * step
-        value, place = get(line, column, ITEM), row_of[column] * width + column
-        better = (value > best) | ((value == best) & (place < index))
-        better |= (value != value) & ((best == best) | (place > index))  # the last NaN wins
-        best, index = value if better else best, place if better else index
-    return best, index
 
 
 @inline
@@ -336,9 +171,9 @@ def _runs(source, target, shape, first, last, w, op, ITEM):
     row_step = w.dilation_h * x_row
     for c in range(channels):
         for i in range(first, last):
-            h, rows, down = _down(i, height, w)
+            h, rows, down = rows_inside(i, height, w)
             for j in range(w.out_width):
-                v, columns, across = _across(j, width, w)
+                v, columns, across = columns_inside(j, width, w)
                 runs = rows
                 if row_step == columns:  # the rows follow each other: one run
                     runs, columns = min(rows, 1), rows * columns
@@ -355,9 +190,9 @@ def _anything(source, target, indices, shape, first, last, w, ITEM):
     row_step, column_step = w.dilation_h * x_row, w.dilation_w * x_column
     for c in range(channels):
         for i in range(first, last):
-            h, rows, down = _down(i, height, w)
+            h, rows, down = rows_inside(i, height, w)
             for j in range(w.out_width):
-                v, columns, across = _across(j, width, w)
+                v, columns, across = columns_inside(j, width, w)
                 a = x + ITEM * (c * x_channel + h * x_row + v * x_column)
                 o = c * out_channel + i * out_row + j * out_column
                 if w.mode == MAX:
@@ -437,14 +272,14 @@ def pool_rows(
     shape = (height, width, channels)
     span = (w.kernel_w - 1) * w.dilation_w + 1
     in_rows = x_column == 1 and w.mode != POWERS
-    if in_rows and indices == 0 and w.dilation_w == 1 and (w.out_width == 1 or span > _LINE):
+    if in_rows and indices == 0 and w.dilation_w == 1 and (w.out_width == 1 or span > LINE):
         _runs(source, target, shape, first, last, w, w.mode, ITEM)
-    elif in_rows and indices != 0 and span <= _LINE:
-        _columns_with_indices(source, target, indices, shape, first, last, w, ITEM)
-    elif in_rows and span <= _LINE:
+    elif in_rows and indices != 0 and span <= LINE:
+        columns_with_indices(source, target, indices, shape, first, last, w, ITEM)
+    elif in_rows and span <= LINE:
         _columns(source, target, shape, first, last, w, w.mode, ITEM)
     elif x_channel == 1 and out_channel == 1 and indices != 0:
-        _channels_with_indices(source, target, indices, shape, first, last, w, ITEM)
+        channels_with_indices(source, target, indices, shape, first, last, w, ITEM)
     elif x_channel == 1 and indices == 0 and w.mode != POWERS and (out_channel == 1 or channels <= _TILE):
         _channels(source, target, shape, first, last, w, w.mode, ITEM)
     else:

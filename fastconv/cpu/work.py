@@ -74,7 +74,7 @@ def split_of_work(kernel: Any) -> list[Work]:
     Parameters
     ----------
     kernel : Kernel or InputPhases
-        Made for some threads; nothing is compiled.
+        Made for some threads; it is not compiled.
 
     Raises
     ------
