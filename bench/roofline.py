@@ -14,6 +14,7 @@ from fastconv.problem import ConvProblem
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+_STEPS = ((1, 1), (-1, 1), (1, -1), (-1, -1))
 PLOTTED = {"resnet50": "tab:blue", "depthwise": "tab:orange", "grouped": "tab:green"}
 
 
@@ -30,17 +31,19 @@ def draw(stored: dict[str, dict[str, Any]], target: Path) -> list[Path]:
     here = {name: stored[name] for name in PLOTTED if name in stored}
     if not here:
         raise ValueError(f"the plot needs figures of {', '.join(PLOTTED)}")
-    figure, axes = plt.subplots(figsize=(11, 7), layout="constrained")
-    for name, entry in here.items():
-        _points(axes, name, entry["rows"])
+    figure, axes = plt.subplots(figsize=(13, 8), layout="constrained")
+    axes.set(xscale="log", yscale="log")
+    labels = [label for name, entry in here.items() for label in _points(axes, name, entry["rows"])]
     _roofs(axes, [row for entry in here.values() for row in entry["rows"].items()])
     facts = next(iter(here.values()))["circumstances"]
     axes.set(
-        xscale="log", yscale="log", xlabel="operations per byte of input, weights and result", ylabel="GFLOP/s",
+        xlabel="operations per byte of input, weights and result", ylabel="GFLOP/s",
         title=f"fastconv (dots) and the best peer (rings), {facts['cpu']}, {facts['threads']} threads, {facts['date']}",
     )  # fmt: skip
     axes.grid(True, which="both", alpha=0.2)
     axes.legend(loc="lower right")
+    figure.draw_without_rendering()  # settles the scales that labels are placed by
+    _place(axes, labels)
     paths = [target.with_suffix(suffix) for suffix in (".svg", ".png")]
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,8 +52,9 @@ def draw(stored: dict[str, dict[str, Any]], target: Path) -> list[Path]:
     return paths
 
 
-def _points(axes: Any, section: str, rows: dict[str, dict[str, Any]]) -> None:
-    ours, colour = SECTIONS[section].ours[0], PLOTTED[section]
+def _points(axes: Any, section: str, rows: dict[str, dict[str, Any]]) -> list[tuple[str, float, float, str]]:
+    """Draw a section; returns the labels of its dots: text, place and colour."""
+    labels, ours, colour = [], SECTIONS[section].ours[0], PLOTTED[section]
     for count, (word, peers) in enumerate(rows.items()):
         problem = parse(word)
         x = problem.flops / problem.bytes
@@ -58,8 +62,25 @@ def _points(axes: Any, section: str, rows: dict[str, dict[str, Any]]) -> None:
         axes.plot([x, x], [mine, best], color=colour, lw=0.7)
         axes.plot(x, best, "o", color=colour, mfc="white", ms=5)
         axes.plot(x, mine, "o", color=colour, ms=5, label=None if count else SECTIONS[section].title)
-        place = (4, 3) if mine >= best else (4, -7)
-        axes.annotate(_label(problem), (x, mine), place, textcoords="offset points", fontsize=6)
+        labels.append((_label(problem), x, mine, colour))
+    return labels
+
+
+def _place(axes: Any, labels: list[tuple[str, float, float, str]]) -> None:
+    """Write every label as near to its dot as the labels before leave room."""
+    taken: list[tuple[float, float, float, float]] = []
+    points = 72 / axes.figure.dpi
+    for text, x, y, colour in sorted(labels, key=lambda label: label[2]):
+        left, bottom = points * axes.transData.transform((x, y))
+        for step in range(1, 200):
+            dx, dy = _STEPS[step % len(_STEPS)][0] * (4 + step // 8), _STEPS[step % len(_STEPS)][1] * (step // 2)
+            dx -= 3.2 * len(text) if dx < 0 else 0
+            box = (left + dx, bottom + dy, left + dx + 3.2 * len(text), bottom + dy + 6)
+            if not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
+                break
+        taken.append(box)
+        arrow = {"arrowstyle": "-", "lw": 0.3, "color": colour}
+        axes.annotate(text, (x, y), (dx, dy), textcoords="offset points", fontsize=5.5, color=colour, arrowprops=arrow)
 
 
 def _label(problem: ConvProblem) -> str:
@@ -70,17 +91,14 @@ def _label(problem: ConvProblem) -> str:
 
 
 def _roofs(axes: Any, rows: list[tuple[str, dict[str, Any]]]) -> None:
-    """The best peak of all rounds, and the copies of the largest problem and of the one that copied fastest."""
+    """The best FMA peak of all rounds, and the fastest copy of as many bytes as one of the problems has."""
     problems = [(parse(word), peers) for word, peers in rows]
     peak = max(p.flops / peers["FMA peak"]["min"] / 1e9 for p, peers in problems)
-    rates = {p.bytes: p.bytes / peers["copy"]["min"] / 1e9 for p, peers in problems}
-    low, high = axes.get_xlim()
-    axes.plot([low, high], [peak, peak], "k-", lw=1)
-    axes.annotate(f"FMA peak {peak:.0f} GFLOP/s", (low, peak), (4, 4), textcoords="offset points", fontsize=8)
-    for rate, what in ((max(rates.values()), "cache"), (rates[max(rates)], f"{max(rates) >> 20} MiB")):
-        end = min(high, peak / rate)
-        if end > low:
-            axes.plot([low, end], [rate * low, rate * end], "k--", lw=1)
-            text = f"copy, {what}: {rate:.0f} GB/s"
-            axes.annotate(text, (low, rate * low), (4, 4), textcoords="offset points", fontsize=8, rotation=35)
+    rate = max(p.bytes / peers["copy"]["min"] / 1e9 for p, peers in problems)
+    low, high = min(axes.get_xlim()[0], 0.5), axes.get_xlim()[1]
+    axes.plot([peak / rate, high], [peak, peak], "k-", lw=1)
+    axes.plot([low, peak / rate], [rate * low, peak], "k--", lw=1)
+    written = {"textcoords": "offset points", "fontsize": 8}
+    axes.annotate(f"FMA peak {peak:.0f} GFLOP/s", (peak / rate, peak), (4, 4), **written)
+    axes.annotate(f"copy in cache, {rate:.0f} GB/s", (low, rate * low), (8, -2), **written)
     axes.set_xlim(low, high)
