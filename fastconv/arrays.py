@@ -35,25 +35,30 @@ def empty(shape: tuple[int, ...], dtype: Any, format: MemoryFormat) -> np.ndarra
 
 def allocator(shape: tuple[int, ...], dtype: Any, format: MemoryFormat) -> Callable[[], np.ndarray]:
     """`empty` for many arrays that are alike."""
-    n, c, h, w = shape
-    dtype = np.dtype(dtype)
-    steps = (c * h * w, h * w, w, 1) if format == "contiguous" else (h * w * c, 1, w * c, c)
-    strides = tuple(dtype.itemsize * step for step in steps)
-    if n * c * h * w > _WORTH_ALIGNING:
-        return partial(_aligned, shape, dtype, strides)
+    dtype, size = np.dtype(dtype), math.prod(shape)
+    strides = tuple(dtype.itemsize * step for step in dense_strides(shape, format))
+    if size > _WORTH_ALIGNING:
+        return partial(_aligned, size * dtype.itemsize, shape, dtype, strides)
     if format == "contiguous":
         return partial(np.empty, shape, dtype)
     view: Callable[..., np.ndarray] = np.ndarray  # faster than transposing
     return partial(view, shape, dtype, None, 0, strides)
 
 
+def dense_strides(shape: tuple[int, ...], format: str) -> tuple[int, ...]:
+    """Strides in elements of an (N, C, H, W) array that fills its memory."""
+    _, c, h, w = shape
+    return (c * h * w, 1, w * c, c) if format == "channels_last" else (c * h * w, h * w, w, 1)
+
+
 def aligned(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
     """An uninitialised array that starts at a cache line: no vector in it straddles two of them."""
-    return _aligned((shape,) if isinstance(shape, int) else shape, np.dtype(dtype), None)
+    shape, dtype = (shape,) if isinstance(shape, int) else shape, np.dtype(dtype)
+    return _aligned(math.prod(shape) * dtype.itemsize, shape, dtype, None)
 
 
-def _aligned(shape: tuple[int, ...], dtype: np.dtype, strides: tuple[int, ...] | None) -> np.ndarray:
-    memory = np.empty(math.prod(shape) * dtype.itemsize + _CACHE_LINE, np.uint8)
+def _aligned(size: int, shape: tuple[int, ...], dtype: np.dtype, strides: tuple[int, ...] | None) -> np.ndarray:
+    memory = np.empty(size + _CACHE_LINE, np.uint8)
     start = -_address(_first_byte(memory.data)) % _CACHE_LINE  # in half the time of memory.ctypes.data
     return np.ndarray(shape, dtype, memory, start, strides)
 

@@ -33,6 +33,8 @@ class Explanation:
         What the measurements of similar problems make of that, for `threads` threads, if there are any.
     measured_ns, gflops, peak_fraction : float or None
         The best time that tuning saw, if this problem has been tuned.
+    busy : float or None
+        Share of the threads' time that is work if all are equally fast, by counting jobs; None if nobody can count.
     layout_copies : str
         Which arrays are copied to another layout during a call.
     others : dict of str to str
@@ -51,6 +53,7 @@ class Explanation:
     measured_ns: float | None
     gflops: float | None
     peak_fraction: float | None
+    busy: float | None
     layout_copies: str
     others: dict[str, str]
 
@@ -64,7 +67,7 @@ class Explanation:
             self.descriptor,
             f"  algorithm     {self.algorithm} {params}".rstrip(),
             f"  chosen by     {self.source}",
-            f"  threads       {self.threads}",
+            f"  threads       {self.threads}" + (f", busy {self.busy:.0%} of the time" if self.busy else ""),
             f"  workspace     {self.workspace_bytes / 1024:.1f} KiB",
             f"  predicted     {_forecast(self.predicted_ns, self.expected_ns)}",
             f"  measured      {self._measured()}",
@@ -91,8 +94,17 @@ def explain(problem: Any, kernel: Any, choice: Choice) -> Explanation:
         choice.threads, kernel.workspace_bytes, choice.predicted_ns,
         learn.expected_ns(problem, choice.candidate, choice.predicted_ns, choice.threads),
         entry.best_ns if entry else None, entry.gflops if entry else None, entry.peak_fraction if entry else None,
-        kernel.layout_copies, others,
+        _busy(kernel, choice.threads), kernel.layout_copies, others,
     )  # fmt: skip
+
+
+def _busy(kernel: Any, threads: int) -> float | None:
+    from fastconv.cpu.work import efficiency, split_of_work  # knows every kernel, and is needed only here
+
+    try:
+        return efficiency(split_of_work(kernel), threads)
+    except ValueError:
+        return None
 
 
 def _other(problem: Any, algorithm: str, choice: Choice) -> str:
@@ -237,8 +249,8 @@ def plan(
         As in `fastconv.conv2d`.
     max_workspace : int, optional
         Most scratch memory that one call on arrays in the plan's memory format may take, in bytes
-        (`Plan.workspace_bytes`): algorithms and parameters
-        that need more are not considered, even if they were measured to be faster.
+        (`Plan.workspace_bytes`): algorithms and parameters that need more are not considered, even if they were
+        measured to be faster.
 
     Returns
     -------

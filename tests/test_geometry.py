@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fastconv.arrays import dense_strides
 from fastconv.cpu.geometry import Lines, input_lines, lines, tiles_and_steps
-from fastconv.cpu.kernel import dense_strides
 from fastconv.descriptor import parse
 from fastconv.problem import ConvProblem
 

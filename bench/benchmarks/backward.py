@@ -7,7 +7,7 @@ import numpy as np
 import fastconv
 from fastconv import grad
 
-from .common import FORMATS, TINY, Layer, normal
+from .common import FORMATS, TINY, Layer, OfLayers, normal
 
 # Of ResNet-50 and MobileNet-V2, eight images at a time.
 LAYERS = {
@@ -19,16 +19,15 @@ LAYERS = {
 }
 
 
-class Conv2d:
+class Conv2d(OfLayers):
     """Gradients with respect to the input and the weights."""
 
+    layers = LAYERS
     params = (list(LAYERS), FORMATS)
-    param_names = ("layer", "memory_format")
 
     def setup(self, layer, memory_format):
         """Make arrays, and call once so that nothing is compiled while timing."""
-        self.x, self.weight = LAYERS[layer].arrays(memory_format)
-        self.options = LAYERS[layer].options
+        super().setup(layer, memory_format)
         out_shape = fastconv.conv2d(self.x, self.weight, **self.options).shape
         self.grad_output = normal(out_shape, memory_format=memory_format)
         self.time_input(layer, memory_format)

@@ -56,6 +56,18 @@ class Layer(NamedTuple):
         return normal(self.shape, dtype, memory_format), normal(self.weight_shape, dtype)
 
 
+class OfLayers:
+    """Arrays of one of the `layers` of a subclass, in both memory formats."""
+
+    layers: dict[str, Layer]
+    param_names = ("layer", "memory_format")
+
+    def setup(self, layer, memory_format):
+        """Make arrays."""
+        self.x, self.weight = self.layers[layer].arrays(memory_format)
+        self.options = self.layers[layer].options
+
+
 TINY = Layer(8, 8, 8, (3, 3))
 # Of ResNet-50 and MobileNet-V2.
 LAYERS = {

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import fastconv
 
-from .common import FORMATS, LAYERS, Layer, normal
+from .common import FORMATS, LAYERS, Layer, OfLayers, normal
 
 
-class Conv2d:
+class Conv2d(OfLayers):
     """The function, which arranges the weights in every call, and the plan, which did so once."""
 
+    layers = LAYERS
     params = (list(LAYERS), FORMATS)
-    param_names = ("layer", "memory_format")
 
     def setup(self, layer, memory_format):
         """Make arrays, and call once so that nothing is compiled while timing."""
-        self.x, self.weight = LAYERS[layer].arrays(memory_format)
-        self.options = LAYERS[layer].options
+        super().setup(layer, memory_format)
         self.plan = fastconv.plan(self.x.shape, self.weight, memory_format=memory_format, **self.options)
         self.plan(self.x)
         fastconv.conv2d(self.x, self.weight, **self.options)

@@ -18,6 +18,7 @@ from numba import carray
 from fastconv.cpu.kernel import Geometry, Kernel, fields, record
 from fastconv.cpu.launch import conv_launcher
 from fastconv.cpu.memory import get, put
+from fastconv.cpu.ranges import inside
 from fastconv.jit import inline, job_kernel, source_stamp
 from fastconv.sizes import Pair
 
@@ -65,8 +66,7 @@ class ColumnsProblem:
 def _inside(tap, stride, padding, dilation, windows, size):
     """Along one axis: the windows [first, last) whose element `tap` lies in the image, and where that starts."""
     origin = tap * dilation - padding
-    first = min(windows, max(0, (stride - 1 - origin) // stride))
-    last = max(first, min(windows, (size - 1 - origin) // stride + 1))
+    first, last = inside(origin, stride, size, windows)
     return first, last, origin
 
 

@@ -112,17 +112,13 @@ def _compiled(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
 class Depthwise(ConvKernel):
     """Channels-last depthwise convolution, one filter for each channel."""
 
+    lane_axis = 1
+
     def __init__(self, problem: ConvProblem, params: Params, threads: int) -> None:
         super().__init__(problem, params, threads)
         self.rows, self.block = params["rows"], params["vectors"] * self.lanes
         self.function = _compiled(self.rows, params["vectors"], self.item, self.lanes, source_stamp())
         self.pack = ChannelPacker(problem)
-
-    def reads(self, x: tuple[int, ...]) -> bool:
-        return x[1] == 1
-
-    def writes(self, out: tuple[int, ...]) -> bool:
-        return out[1] == 1
 
     def geometry(self, x: tuple[int, ...], out: tuple[int, ...]) -> Geometry:
         p = self.problem

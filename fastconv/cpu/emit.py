@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -95,6 +96,21 @@ class Emitter:
             self.store(value, pointer)
         else:
             self.store_masked(value, pointer, mask)
+
+    def in_vectors(self, count: Any, some: Callable[[int, Any, Any], None], together: int = 4) -> None:
+        """Emit loops over `count` elements: ``some(vectors, start, mask)`` for `together` at once, 1, and what is left.
+
+        The mask is None but for the last, which is of one vector.
+        """
+        b, done = self.builder, _I64(0)
+        for vectors in sorted({together, 1}, reverse=True):
+            step = _I64(vectors * self.lanes)
+            end = b.mul(b.sdiv(count, step), step)
+            with cgutils.for_range_slice(b, done, end, step) as (start, _):
+                some(vectors, start, None)
+            done = end
+        with b.if_then(b.icmp_signed("<", done, count)):
+            some(1, done, self.first(b.sub(count, done)))
 
     def transpose(self, rows: list) -> list:
         """As many vectors as there are lanes, with rows and lanes swapped.

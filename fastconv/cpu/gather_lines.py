@@ -6,7 +6,6 @@ written once. The loops over rows and pixels are part of the emitted code, for e
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -106,7 +105,7 @@ def gather_pixels(typingctx, windows, out, tables, pixels, channels, MAX, ITEM):
                 for total, at in zip(totals, starts, strict=True):
                     emit.store_some(builder.load(total), emit.at(emit.pointer(out), place, at), mask)
 
-            _in_vectors(emit, args[4], vectors)
+            emit.in_vectors(args[4], vectors)
         return source.matches()
 
     return types.int64(*kinds, types.int64, MAX, ITEM), codegen
@@ -125,7 +124,7 @@ def fill_run(typingctx, out, count, value, ITEM):
             for v in range(count):
                 emit.store_some(filled, emit.at(emit.pointer(args[0]), start, _I64(v * emit.lanes)), mask)
 
-        _in_vectors(emit, args[1], vectors)
+        emit.in_vectors(args[1], vectors)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, kind, ITEM), codegen
@@ -260,16 +259,3 @@ def _inside(emit: Emitter, start: Any, size: Any) -> Any:
     bld, kind = emit.builder, ir.VectorType(_I32, emit.lanes)
     places = bld.add(emit.splat(bld.trunc(start, _I32), kind), ir.Constant(kind, list(range(emit.lanes))))
     return bld.icmp_unsigned("<", places, emit.splat(bld.trunc(size, _I32), kind))
-
-
-def _in_vectors(emit: Emitter, count: Any, vectors: Callable) -> None:
-    """``vectors(how many, start, mask)`` for `count` elements: four at once, then single ones, then what is left."""
-    bld, lanes = emit.builder, emit.lanes
-    fours = bld.mul(bld.sdiv(count, _I64(4 * lanes)), _I64(4 * lanes))
-    singles = bld.mul(bld.sdiv(count, _I64(lanes)), _I64(lanes))
-    with cgutils.for_range_slice(bld, _I64(0), fours, _I64(4 * lanes)) as (start, _):
-        vectors(4, start, None)
-    with cgutils.for_range_slice(bld, fours, singles, _I64(lanes)) as (start, _):
-        vectors(1, start, None)
-    with bld.if_then(bld.icmp_signed("<", singles, count)):
-        vectors(1, singles, emit.first(bld.sub(count, singles)))

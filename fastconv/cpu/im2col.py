@@ -34,6 +34,7 @@ from fastconv.cpu.pack import (
     weights_of_block,
     whole_lines,
 )
+from fastconv.cpu.ranges import inside
 from fastconv.cpu.tiles import filter_vector_tiles, per_tile_ns, pixel_vector_tiles, step_ns
 from fastconv.jit import inline, job_kernel, source_stamp
 from fastconv.problem import ConvProblem
@@ -88,13 +89,6 @@ def _is_image(problem: ConvProblem) -> bool:
 
 
 @inline
-def _inside(first, step, size, count):
-    """Of positions first + i*step, i < count: the range of i that lies in [0, size)."""
-    begin = min(count, max(0, -(first // step)))
-    return begin, max(begin, min(count, -((first - size) // step)))
-
-
-@inline
 def _split(g, index):
     """The image, group, first pixel, pixels and range of filter blocks of a job."""
     block_job, rest = index % g.block_jobs, index // g.block_jobs
@@ -111,7 +105,7 @@ def _build_rows(x, g, first, count, panel, ITEM):
     for i in range(count):
         oh, ow = (first + i) // g.out_width, (first + i) % g.out_width
         h, w = oh * g.stride_h - g.top, ow * g.stride_w - g.left
-        s0, s1 = _inside(w, g.dilation_w, g.width, g.kernel_w)
+        s0, s1 = inside(w, g.dilation_w, g.width, g.kernel_w)
         for r in range(g.kernel_h):
             target = panel + ITEM * (i * length + r * g.kernel_w * g.channels)
             row = h + r * g.dilation_h
@@ -143,7 +137,7 @@ def _build_vectors(x, g, first, count, panel, ITEM):
                     run = min(count - done, g.out_width - ow)
                     row = oh * g.stride_h - g.top + r * g.dilation_h
                     column = ow * g.stride_w - g.left + s * g.dilation_w
-                    i0, i1 = _inside(column, g.stride_w, g.width, run)
+                    i0, i1 = inside(column, g.stride_w, g.width, run)
                     if row < 0 or row >= g.height:
                         i0, i1 = run, run
                     fill(target, i0, 0.0, ITEM)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.arrays import empty
+from fastconv.arrays import dense_strides, empty
 from fastconv.cpu.host import host
 from fastconv.cpu.launch import Launcher, conv_launcher, usable_threads, workspace
 from fastconv.cpu.pack import Packed, Packer
@@ -161,11 +161,14 @@ class Kernel(ABC):
         Threads asked for; fewer are used where there are fewer jobs.
     layout_copies : str
         Which arrays a run copies to another layout, for `Plan.explain`.
+    lane_axis : int or None
+        The axis whose elements must be neighbours in input and result, if any.
     """
 
     function: Any
     launcher: Launcher
     layout_copies = "none"
+    lane_axis: int | None = None
 
     def __init__(self, problem: Any, params: Params, threads: int) -> None:
         self.problem, self.params, self.threads = problem, params, threads
@@ -179,11 +182,11 @@ class Kernel(ABC):
 
     def writes(self, out: tuple[int, ...]) -> bool:
         """Whether results can be written to an array with these strides; if not, they are copied there."""
-        return True
+        return self.lane_axis is None or out[self.lane_axis] == 1
 
     def reads(self, x: tuple[int, ...]) -> bool:
         """Whether an input with these strides can be read; if not, it is copied first."""
-        return True
+        return self.lane_axis is None or x[self.lane_axis] == 1
 
     @property
     def shapes(self) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
@@ -267,9 +270,3 @@ class ConvKernel(Kernel):
         if launch is None:
             return self.run
         return lambda x, packed, out: launch(x, *packed, out)
-
-
-def dense_strides(shape: tuple[int, ...], format: str) -> tuple[int, ...]:
-    """Strides in elements of an (N, C, H, W) array that fills its memory."""
-    _, c, h, w = shape
-    return (c * h * w, 1, w * c, c) if format == "channels_last" else (c * h * w, h * w, w, 1)

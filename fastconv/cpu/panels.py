@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastconv.cpu.memory import copy, fill
+from fastconv.cpu.ranges import inside
 from fastconv.cpu.transpose import transpose
 from fastconv.jit import inline
 from fastconv.problem import ConvProblem
@@ -25,17 +26,16 @@ def pad_vectors(x, g, top, bottom, channels, panel, ITEM):
     for phase in range(g.phases_h * g.phases_w):
         ph, pw = phase // g.phases_w, phase % g.phases_w * g.phase_step
         # Columns j whose pixel j*stride + pw - left is inside the image.
-        begin = min(g.pitch, max(0, -((pw - g.left) // g.stride_w)))
-        end = max(begin, min(g.pitch, -((pw - g.left - g.in_width) // g.stride_w)))
+        begin, end = inside(pw - g.left, g.stride_w, g.in_width, g.pitch)
         for i in range(bottom - top - 1 + g.panel_rows):
             row = (top + i) * g.stride_h + ph - g.top
             line = panel + ITEM * (phase * g.panel_phase + i * g.pitch)
-            inside = 0 <= row < g.in_height
+            exists = 0 <= row < g.in_height
             for c in range(channels):
                 target = line + ITEM * c * g.panel_channel
-                fill(target, begin if inside else g.pitch, 0.0, ITEM)
+                fill(target, begin if exists else g.pitch, 0.0, ITEM)
                 fill(target + ITEM * end, g.pitch - end, 0.0, ITEM)
-            if inside:
+            if exists:
                 source = x + ITEM * (row * g.x_row + (begin * g.stride_w + pw - g.left) * g.x_column)
                 column = g.stride_w * g.x_column
                 if g.x_channel == 1:

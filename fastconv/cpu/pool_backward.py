@@ -9,9 +9,9 @@ from functools import cached_property
 
 import numpy as np
 
-from fastconv.arrays import empty
+from fastconv.arrays import dense_strides, empty
 from fastconv.cpu.elementwise import norm_share
-from fastconv.cpu.kernel import Geometry, Kernel, Launch, Params, dense_strides, record
+from fastconv.cpu.kernel import Geometry, Kernel, Launch, Params, record
 from fastconv.cpu.launch import lp_launcher, pool_launcher
 from fastconv.cpu.windows_backward import (
     AVERAGE,
@@ -76,12 +76,6 @@ class PoolBackward(Kernel):
     @property
     def shapes(self) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
         return self.problem.out_shape, self.problem.in_shape
-
-    def reads(self, x: tuple[int, ...]) -> bool:
-        return x[self.lane_axis] == 1
-
-    def writes(self, out: tuple[int, ...]) -> bool:
-        return out[self.lane_axis] == 1
 
     @abstractmethod
     def start(self, launch: Launch, grad: np.ndarray, out: np.ndarray, *saved: np.ndarray) -> None:

@@ -8,6 +8,7 @@ one window after the other. The loops over windows are part of the emitted code,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -44,7 +45,7 @@ def reduce_down(typingctx, x, lines, row_step, rows, count, op, ITEM):
         (x, x_step), (line, step, n) = (cgutils.unpack_tuple(builder, args[i], i + 2) for i in (0, 1))
         row_step, rows, count, op = args[2:6]
 
-        def one(reduction: Reduction, source: Any, target: Any, start: Any, mask: Any) -> None:
+        def some(reduction: Reduction, source: Any, target: Any, vectors: int, start: Any, mask: Any) -> None:
             emit, total = reduction.emitter, reduction.accumulator()
             with cgutils.for_range(builder, rows) as row:
                 place = emit.at(source, start, builder.mul(row.index, row_step))
@@ -52,7 +53,7 @@ def reduce_down(typingctx, x, lines, row_step, rows, count, op, ITEM):
             emit.store_some(reduction.value(total), emit.at(target, start), mask)
 
         for reduction in _cases(builder, op, (SUM, SQUARES, MAX), ITEM.literal_value):
-            _over_lines(reduction, ((x, x_step), (line, step)), n, count, one)
+            _over_lines(reduction, ((x, x_step), (line, step)), n, count, some)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -82,7 +83,7 @@ def reduce_along(typingctx, lines, window, out, op, divisor, ITEM):
         op, divisor = args[3:5]
 
         def windows(gap: int) -> Callable:
-            def one(reduction: Reduction, source: Any, target: Any, start: Any, mask: Any) -> None:
+            def some(reduction: Reduction, source: Any, target: Any, vectors: int, start: Any, mask: Any) -> None:
                 emit, total = reduction.emitter, reduction.accumulator()
                 first = emit.at(source, builder.mul(start, _I64(gap)))
                 with cgutils.for_range(builder, taps) as tap:
@@ -91,7 +92,7 @@ def reduce_along(typingctx, lines, window, out, op, divisor, ITEM):
                 result = reduction.divided(reduction.value(total), divisor)
                 emit.store_some(result, emit.at(target, start), mask)
 
-            return one
+            return some
 
         for reduction in _cases(builder, op, (SUM, MAX), ITEM.literal_value):
             for gap in (1, 2):
@@ -127,25 +128,22 @@ def reduce_pixels(typingctx, x, window, out, channels, op, divisor, ITEM):
         )
         channels, op, divisor = args[3:6]
 
-        def some(vectors: int) -> Callable:
-            def one(reduction: Reduction, source: Any, target: Any, start: Any, mask: Any) -> None:
-                emit = reduction.emitter
-                offsets = [_I64(v * emit.lanes) for v in range(vectors)]
-                totals = [reduction.accumulator() for _ in offsets]
-                with cgutils.for_range(builder, rows) as row:
-                    line = emit.at(source, start, builder.mul(row.index, row_step))
-                    with cgutils.for_range(builder, columns) as column:
-                        tap = emit.at(line, builder.mul(column.index, column_step))
-                        for offset, total in zip(offsets, totals, strict=True):
-                            reduction.add(emit.load_some(emit.at(tap, offset), mask), total)
-                for offset, total in zip(offsets, totals, strict=True):
-                    result = reduction.divided(reduction.value(total), divisor)
-                    emit.store_some(result, emit.at(target, start, offset), mask)
-
-            return one
+        def some(reduction: Reduction, source: Any, target: Any, vectors: int, start: Any, mask: Any) -> None:
+            emit = reduction.emitter
+            offsets = [_I64(v * emit.lanes) for v in range(vectors)]
+            totals = [reduction.accumulator() for _ in offsets]
+            with cgutils.for_range(builder, rows) as row:
+                line = emit.at(source, start, builder.mul(row.index, row_step))
+                with cgutils.for_range(builder, columns) as column:
+                    tap = emit.at(line, builder.mul(column.index, column_step))
+                    for offset, total in zip(offsets, totals, strict=True):
+                        reduction.add(emit.load_some(emit.at(tap, offset), mask), total)
+            for offset, total in zip(offsets, totals, strict=True):
+                result = reduction.divided(reduction.value(total), divisor)
+                emit.store_some(result, emit.at(target, start, offset), mask)
 
         for reduction in _cases(builder, op, (SUM, SQUARES, MAX), ITEM.literal_value):
-            _over_lines(reduction, ((x, step), (out, out_step)), n, channels, some(1), (4, some(4)))
+            _over_lines(reduction, ((x, step), (out, out_step)), n, channels, some, together=4)
         return context.get_dummy_value()
 
     return types.void(*groups, types.int64, types.int64, types.float64, ITEM), codegen
@@ -158,30 +156,15 @@ def _cases(builder: ir.IRBuilder, op: Any, ops: tuple[int, ...], itemsize: int) 
             yield Reduction(Emitter(builder, itemsize, host().lanes(itemsize)), each, 1)
 
 
-def _over_lines(
-    reduction: Reduction, where: tuple, lines: Any, count: Any, one: Callable, wide: tuple[int, Callable] | None = None
-) -> None:
-    """``one(reduction, source, target, start, mask)`` for every vector of `count` elements of each line.
+def _over_lines(reduction: Reduction, where: tuple, lines: Any, count: Any, some: Callable, together: int = 1) -> None:
+    """``some(reduction, source, target, vectors, start, mask)`` for `count` elements of each line.
 
-    `where` has (address, step) of the sources and of the targets; `mask` is None for whole vectors. `wide` is a
-    number of vectors and what does as many at once.
+    `where` has (address, step) of the sources and of the targets; the rest is as `Emitter.in_vectors` has it.
     """
     emit, bld = reduction.emitter, reduction.emitter.builder
-    lanes, block = _I64(emit.lanes), _I64(emit.lanes * (wide[0] if wide else 1))
-    blocks = bld.sdiv(count, block)
-    singles = bld.sdiv(bld.sub(count, bld.mul(blocks, block)), lanes)
-    first = bld.mul(blocks, block)
-    done = bld.add(first, bld.mul(singles, lanes))
-    mask = emit.first(bld.sub(count, done))
     with cgutils.for_range(bld, lines) as line:
         source, target = (emit.at(emit.pointer(address), bld.mul(line.index, step)) for address, step in where)
-        with cgutils.for_range(bld, blocks) as vector:
-            (wide[1] if wide else one)(reduction, source, target, bld.mul(vector.index, block), None)
-        if wide:
-            with cgutils.for_range(bld, singles) as vector:
-                one(reduction, source, target, bld.add(first, bld.mul(vector.index, lanes)), None)
-        with bld.if_then(bld.icmp_signed("<", done, count)):
-            one(reduction, source, target, done, mask)
+        emit.in_vectors(count, partial(some, reduction, source, target), together)
 
 
 def _every_second(emit: Emitter, pointer: Any) -> Any:

@@ -15,6 +15,7 @@ from numba import carray
 from fastconv.cpu.host import host
 from fastconv.cpu.kernel import ConvKernel, Geometry, Params, fields, record, split
 from fastconv.cpu.pack import ChannelPacker
+from fastconv.cpu.ranges import inside
 from fastconv.cpu.slide import slide
 from fastconv.cpu.tiles import FMA_NS, per_tile_ns
 from fastconv.jit import job_kernel, source_stamp
@@ -95,15 +96,14 @@ def _compiled(PIXELS: int, VECS: int, TAPS: int, STRIDE: int, GROUP: int, LANES:
             c = min(block * BLOCK, g.channels - BLOCK)
             for i in range(first_row, min(first_row + g.rows_per_job, g.out_height)):
                 top = i * g.stride_h - g.top
-                r = max(0, -(top // g.dilation_h))
-                rows = min(g.kernel_h, (g.in_height - 1 - top) // g.dilation_h + 1) - r
+                r, last = inside(top, g.dilation_h, g.in_height, g.kernel_h)
                 image = x + ITEM * (n * g.x_batch + (top + r * g.dilation_h) * g.x_row + c)
                 w = weight + ITEM * (r * TAPS * w_tap + c)
                 o = out + ITEM * (n * g.out_batch + i * g.out_row + c)
                 for p in range(0, g.out_width, PIXELS):
                     left = p * STRIDE - g.left
                     slide(
-                        (image + ITEM * left * g.x_column, g.dilation_h * g.x_row, g.x_column, rows),
+                        (image + ITEM * left * g.x_column, g.dilation_h * g.x_row, g.x_column, last - r),
                         (-left, g.in_width - left, g.zeros),
                         (w, TAPS * w_tap, w_tap, w_channel),
                         bias + ITEM * c,
@@ -117,6 +117,8 @@ def _compiled(PIXELS: int, VECS: int, TAPS: int, STRIDE: int, GROUP: int, LANES:
 class Sliding(ConvKernel):
     """Depthwise or grouped convolution of channels-last images."""
 
+    lane_axis = 1
+
     def __init__(self, problem: ConvProblem, params: Params, threads: int) -> None:
         super().__init__(problem, params, threads)
         lanes, vectors = _lanes(problem), params["vectors"]
@@ -127,12 +129,6 @@ class Sliding(ConvKernel):
         )  # fmt: skip
         self.pack = ChannelPacker(problem)
         self.zeros = np.zeros(self.block, problem.dtype)
-
-    def reads(self, x: tuple[int, ...]) -> bool:
-        return x[1] == 1
-
-    def writes(self, out: tuple[int, ...]) -> bool:
-        return out[1] == 1
 
     def geometry(self, x: tuple[int, ...], out: tuple[int, ...]) -> Geometry:
         p = self.problem

@@ -28,6 +28,7 @@ from fastconv.cpu.kernel import ConvKernel, Params
 from fastconv.cpu.memory import call, ints
 from fastconv.cpu.pack import weights_of_block
 from fastconv.cpu.panels import pad_rows, pad_vectors
+from fastconv.cpu.ranges import inside
 from fastconv.cpu.tiles import filter_vector_tiles, pixel_vector_tiles
 from fastconv.cpu.transpose import move
 from fastconv.jit import inline, job_kernel
@@ -100,10 +101,9 @@ def _conv_rows(g, first, last):
 @inline
 def _taps_inside(g, row):
     """First and number of the taps of a convolution row that are not in the padding above or below."""
-    origin, across = row * g.stride_h - g.top, g.n_taps // g.kernel_h
-    first = max(0, -(origin // g.dilation_h))
-    last = min(g.kernel_h, (g.in_height - 1 - origin) // g.dilation_h + 1)
-    return first * across, max(0, last - first) * across
+    first, last = inside(row * g.stride_h - g.top, g.dilation_h, g.in_height, g.kernel_h)
+    across = g.n_taps // g.kernel_h
+    return first * across, (last - first) * across
 
 
 @inline

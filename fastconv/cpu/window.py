@@ -8,6 +8,7 @@ import numpy as np
 from numba import carray, from_dtype, types
 from numba.extending import intrinsic
 
+from fastconv.cpu.ranges import inside
 from fastconv.cpu.reduce import MAX, SQUARES, SUM
 from fastconv.jit import inline
 from fastconv.pooling import Pool
@@ -63,12 +64,17 @@ def window_at(address):
 def clip(position, kernel, stride, padding, dilation, size):
     """Along one axis: coordinate of the first tap that is not before the map, and how many are inside."""
     origin = position * stride - padding
-    end = origin + (kernel - 1) * dilation
-    if origin >= 0 and end < size:
+    if origin >= 0 and origin + (kernel - 1) * dilation < size:  # most windows, for which a division is too slow
         return origin, kernel
-    first = 0 if origin >= 0 else (dilation - 1 - origin) // dilation
-    last = kernel if end < size else (size - 1 - origin) // dilation + 1
-    return origin + first * dilation, max(0, last - first)
+    first, last = inside(origin, dilation, size, kernel)
+    return origin + first * dilation, last - first
+
+
+@inline
+def whole_windows(size, kernel, stride, padding, dilation, margin):
+    """Positions [first, last) of windows that reach no further than `margin` over the ends of an axis."""
+    beyond = padding - margin
+    return -(-beyond // stride), (size + padding + margin - (kernel - 1) * dilation - 1) // stride + 1
 
 
 @inline

@@ -27,7 +27,7 @@ from fastconv.cpu.memory import get, ints, put, stack
 from fastconv.cpu.reduce import MAX, SQUARES, SUM, reduce_run
 from fastconv.cpu.reduce_lines import reduce_along, reduce_down, reduce_pixels
 from fastconv.cpu.transpose import move
-from fastconv.cpu.window import POWERS, columns_inside, covered, rows_inside, window_at
+from fastconv.cpu.window import POWERS, columns_inside, covered, rows_inside, whole_windows, window_at
 from fastconv.cpu.windows_indices import LINE, channels_with_indices, columns_with_indices
 from fastconv.jit import address_kernel, inline
 
@@ -43,14 +43,13 @@ def _channels(source, target, shape, first, last, w, op, ITEM):
     height, width, channels = shape
     tile = stack(_TILE, ITEM)
     most = w.out_width if out_channel == 1 else _TILE // channels
-    inside = -(-w.padding_w // w.stride_w)
-    whole = (width + w.padding_w - (w.kernel_w - 1) * w.dilation_w - 1) // w.stride_w + 1
+    whole_first, whole_last = whole_windows(width, w.kernel_w, w.stride_w, w.padding_w, w.dilation_w, 0)
     for i in range(first, last):
         h, rows, down = rows_inside(i, height, w)
         j = 0
         while j < w.out_width:
             v, columns, across = columns_inside(j, width, w)
-            count = min(most, min(whole, w.out_width) - j) if inside <= j < whole else 1
+            count = min(most, min(whole_last, w.out_width) - j) if whole_first <= j < whole_last else 1
             o = out + ITEM * (i * out_row + j * out_column)
             reduce_pixels(
                 (x + ITEM * (h * x_row + v * x_column), w.stride_w * x_column),
@@ -71,7 +70,9 @@ def _columns(source, target, shape, first, last, w, op, ITEM):
     line = stack(_LINE_ROOM, ITEM)
     stride, padding, span = w.stride_w, w.padding_w, (w.kernel_w - 1) * w.dilation_w + 1
     most = (LINE - span) // stride + 1
-    whole = _whole_columns(width, w) if op != MAX else (0, w.out_width)
+    # The columns that count all of their window for the average.
+    margin = w.padding_w if w.include_pad else 0
+    whole = whole_windows(width, w.kernel_w, stride, padding, 1, margin) if op != MAX else (0, w.out_width)
     for begin in range(0, w.out_width, most):
         end = min(begin + most, w.out_width)
         origin, reach = begin * stride - padding, (end - 1) * stride - padding + span
@@ -107,16 +108,8 @@ def _columns(source, target, shape, first, last, w, op, ITEM):
 @inline
 def _alike(i, last, height, w):
     """How many output rows from `i` on are reduced alike: those whose windows are inside the map."""
-    whole = (height + w.padding_h - (w.kernel_h - 1) * w.dilation_h - 1) // w.stride_h + 1
-    return min(last, whole) - i if i * w.stride_h >= w.padding_h and i < whole else 1
-
-
-@inline
-def _whole_columns(width, w):
-    """Output columns [first, last) that count all of their window for the average."""
-    inside = 0 if w.include_pad else w.padding_w
-    first = (inside + w.stride_w - 1) // w.stride_w
-    return first, (width + 2 * w.padding_w - inside - w.kernel_w) // w.stride_w + 1
+    whole_first, whole_last = whole_windows(height, w.kernel_h, w.stride_h, w.padding_h, w.dilation_h, 0)
+    return min(last, whole_last) - i if whole_first <= i < whole_last else 1
 
 
 @inline

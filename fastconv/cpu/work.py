@@ -83,9 +83,9 @@ def split_of_work(kernel: Any) -> list[Work]:
     """
     if isinstance(kernel, InputPhases):
         return [work for _, phase in kernel.kernels if phase for work in split_of_work(phase)]
-    geometry = kernel.dense_geometry()
-    count = _AXES.get(geometry.fields)
-    if count is None:
+    geometry = kernel.dense_geometry() if isinstance(kernel, Kernel) else None
+    count = _AXES.get(geometry.fields) if geometry else None
+    if geometry is None or count is None:
         raise ValueError(f"kernel must be of a convolution, its gradients or a pooling, got {type(kernel).__name__}")
     # From the outermost axis of the jobs to the innermost.
     axes = zip(*count(kernel, geometry), strict=True)
@@ -96,7 +96,7 @@ def split_of_work(kernel: Any) -> list[Work]:
 def efficiency(works: list[Work], threads: int) -> float:
     """Share of the time of `threads` threads that is work, while these launches run one after the other."""
     total = sum(int(work.operations.sum()) for work in works)
-    return total / (threads * sum(work.busiest(threads) for work in works))
+    return total / (threads * sum(work.busiest(threads) for work in works)) if total else 1.0
 
 
 def _pieces(total: int, each: int) -> np.ndarray:

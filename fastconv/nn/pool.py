@@ -31,8 +31,13 @@ class MaxPool2d(Module):
     def __init__(
         self, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, *, ceil_mode: bool = False
     ) -> None:
-        w = self.window = Pool("max", kernel_size, stride, padding, dilation, ceil_mode)
-        self._positional = (w.kernel_size, w.stride, w.padding, w.dilation)
+        self.window = Pool("max", kernel_size, stride, padding, dilation, ceil_mode)
+
+    @property
+    def _positional(self) -> tuple[Any, ...]:
+        """The window's arguments of `max_pool2d` and its gradient that go by position."""
+        w = self.window
+        return w.kernel_size, w.stride, w.padding, w.dilation
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """(N, C, H, W) to (N, C, Ho, Wo)."""
@@ -147,6 +152,4 @@ class AdaptiveAvgPool2d(Module):
         if not input_grad:
             return None
         grad = as_floats(grad_output, "grad_output", (4,))
-        result = empty(shape, grad.dtype, format)
-        result[...] = grad / (shape[2] * shape[3])
-        return result
+        return gradients.avg_pool2d(grad, shape, shape[2:], out=empty(shape, grad.dtype, format))
