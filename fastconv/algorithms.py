@@ -28,6 +28,7 @@ _MODULES = {
     ("conv", "cpu", "direct"): "fastconv.cpu.direct",
     ("conv", "cpu", "im2col"): "fastconv.cpu.im2col",
     ("conv", "cpu", "tiled"): "fastconv.cpu.tiled",
+    ("conv", "cpu", "two_pass"): "fastconv.cpu.two_pass",
     ("conv", "cpu", "sliding"): "fastconv.cpu.sliding",
     ("conv", "cpu", "depthwise"): "fastconv.cpu.depthwise",
     ("conv", "cpu", "reference"): "fastconv.reference",

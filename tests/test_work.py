@@ -81,6 +81,16 @@ def test_the_work_of_gradients_adds_up(name: str) -> None:
         assert copies % np.prod(problem.in_shape if direction == "backward_input" else problem.weight_shape) == 0
 
 
+def test_the_work_of_two_passes_adds_up() -> None:
+    problem = parse("n3c64h200w200k64r3s3p1_f32_nhwc_max2")  # one image after the other
+    works = split_of_work(kernel_for(problem, "two_pass", 2))
+    assert len(works) == 6
+    convolutions, pooled = works[::2], works[1::2]
+    assert sum(int(work.operations.sum()) for work in convolutions) <= problem.flops // 2
+    assert sum(int(work.results.sum()) for work in convolutions) == 3 * 64 * 200 * 200
+    assert sum(int(work.results.sum()) for work in pooled) == np.prod(problem.out_shape)
+
+
 def test_threads_take_over_jobs_of_others() -> None:
     uneven = Work(np.ones(8, np.int64), np.array([8, 1, 1, 1, 1, 1, 1, 1]))
     assert uneven.busiest(1) == 15

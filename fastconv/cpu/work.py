@@ -27,6 +27,7 @@ from fastconv.cpu import (
 )
 from fastconv.cpu.input_phases import InputPhases
 from fastconv.cpu.kernel import Geometry, Kernel
+from fastconv.cpu.two_pass import TwoPass
 
 Values = dict[str, int]
 Axis = tuple[np.ndarray, np.ndarray]  # factors of the results that a job writes, and of its operations
@@ -73,7 +74,7 @@ def split_of_work(kernel: Any) -> list[Work]:
 
     Parameters
     ----------
-    kernel : Kernel or InputPhases
+    kernel : Kernel, InputPhases or TwoPass
         Made for some threads; it is not compiled.
 
     Raises
@@ -83,6 +84,8 @@ def split_of_work(kernel: Any) -> list[Work]:
     """
     if isinstance(kernel, InputPhases):
         return [work for _, phase in kernel.kernels if phase for work in split_of_work(phase)]
+    if isinstance(kernel, TwoPass):
+        return (split_of_work(kernel.convolution) + split_of_work(kernel.pooling)) * len(kernel.starts)
     geometry = kernel.dense_geometry() if isinstance(kernel, Kernel) else None
     count = _AXES.get(geometry.fields) if geometry else None
     if geometry is None or count is None:
