@@ -143,10 +143,7 @@ def candidates(
 
 
 def workspace_bytes(problem: Problem, candidate: Candidate, threads: int) -> int:
-    """Scratch memory in bytes of a call on so many threads.
-
-    Nothing is compiled, but for the function that all kernels with pooling share.
-    """
+    """Scratch memory in bytes of a call on so many threads. Nothing is compiled."""
     code = module(problem.operation, candidate.algorithm)
     return code.make(problem, dict(candidate.params), threads).workspace_bytes
 

@@ -39,6 +39,7 @@ def outputs_of_jobs(problem: Problem, kernel) -> list[int]:
     out[...] = np.nan
     x, geometry, counts, written = images(problem), kernel.dense_geometry(), [], 0
     second = kernel.pack(*make_arrays(problem)[1:]) if isinstance(kernel, ConvKernel) else (np.zeros(64), np.zeros(64))
+    geometry.link()
     scratch = np.zeros(geometry.slab + 64, np.uint8)
     addresses = [array.ctypes.data for array in (x, *second, out, scratch)]
     job = as_function(kernel.function.address)

@@ -24,8 +24,8 @@ from fastconv.cpu.pack import (
 )
 from fastconv.cpu.tiles import per_tile_ns, step_ns
 from fastconv.cpu.window import window_record
-from fastconv.cpu.windows import pooling
-from fastconv.jit import source_stamp
+from fastconv.cpu.windows import pooling, way
+from fastconv.jit import CFunction, source_stamp
 from fastconv.problem import ConvProblem
 
 GEOMETRY = fields(
@@ -89,7 +89,6 @@ class _Bands(ConvKernel):
         self.rows, self.vectors = params["rows"], params["vectors"]
         self.channel_block = params["channels"]
         self.function = compiled(self.rows, self.vectors, self.item, self.lanes, source_stamp())
-        self.pooling = pooling(self.item, self.lanes, source_stamp()) if problem.pool else None
         self.span_h = (problem.kernel_size[0] - 1) * problem.dilation[0] + 1
         self.span_w = (problem.kernel_size[1] - 1) * problem.dilation[1] + 1
 
@@ -117,14 +116,18 @@ class _Bands(ConvKernel):
         block_bytes = math.prod(p.weight_shape[1:]) * self.block * self.item
         height, per_job = split(out_height, row_bytes, blocks, block_bytes, images, self.wanted_jobs(4), p.raw)
         bands, chunks = -(-out_height // height), -(-blocks // per_job)
-        pool = {"window": window_record(p.pool, p.conv_size)} if p.pool else {}
-        if p.pool and self.pooling:
-            form |= {"pool": self.pooling.address, "pool_stride": p.pool.stride[0], "pool_padding": p.pool.padding[0]}
+        tables: dict[str, np.ndarray | CFunction] = {"taps": np.array(taps, np.int64)}
+        sizes = self.scratch(self.conv_rows(height))
+        if p.pool:
+            tables["window"] = window_record(p.pool, p.conv_size)
+            steps = sizes.get("map_column", 1), sizes.get("map_filter", 1)
+            chosen = way(p.pool, p.conv_size, steps, (out[3], out[1]), self.block, indices=False)
+            tables["pool"] = pooling(p.pool, chosen, self.item)
+            form |= {"pool_stride": p.pool.stride[0], "pool_padding": p.pool.padding[0]}
             form |= {"pool_span": (p.pool.kernel_size[0] - 1) * p.pool.dilation[0] + 1}
         return record(
             GEOMETRY, images * bands * chunks, self.slab(height, per_job),
-            {"taps": np.array(taps, np.int64), **pool}, n_taps=len(taps),
-            x_batch=x[0], x_channel=x[1], x_row=x[2], x_column=x[3],
+            tables, n_taps=len(taps), x_batch=x[0], x_channel=x[1], x_row=x[2], x_column=x[3],
             out_batch=out[0], out_filter=out[1], out_row=out[2], out_column=out[3],
             in_height=p.in_size[0], in_width=p.in_size[1], conv_height=p.conv_size[0], conv_width=p.conv_size[1],
             out_height=out_height, channels=p.in_channels // p.groups, **packing_fields(p),
@@ -132,7 +135,7 @@ class _Bands(ConvKernel):
             stride_w=p.stride[1], top=p.padding[0][0], left=p.padding[1][0],
             span_h=self.span_h, channel_block=self.channel_block, height=height, bands=bands, blocks=blocks,
             blocks_per_job=per_job, chunks=chunks, epilogue=self.epilogue_address,
-            **self.scratch(self.conv_rows(height)), **form,
+            **sizes, **form,
         )  # fmt: skip
 
 

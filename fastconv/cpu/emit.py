@@ -69,6 +69,12 @@ class Emitter:
         index = ir.Constant(integers, list(range(self.lanes)))
         return self.builder.icmp_signed("<", index, self.splat(count, integers))
 
+    def inside(self, start: Any, size: Any) -> Any:
+        """A mask of the lanes whose ``start + lane`` is in [0, size), for sizes of a row: 32 bits are enough."""
+        b, kind = self.builder, ir.VectorType(_I32, self.lanes)
+        places = b.add(self.splat(b.trunc(start, _I32), kind), ir.Constant(kind, list(range(self.lanes))))
+        return b.icmp_unsigned("<", places, self.splat(b.trunc(size, _I32), kind))
+
     def store_masked(self, value: Any, pointer: Any, mask: Any) -> None:
         """Store the lanes of a mask; the others are not touched."""
         b = self.builder
@@ -97,13 +103,13 @@ class Emitter:
         else:
             self.store_masked(value, pointer, mask)
 
-    def in_vectors(self, count: Any, some: Callable[[int, Any, Any], None], together: int = 4) -> None:
-        """Emit loops over `count` elements: ``some(vectors, start, mask)`` for `together` at once, 1, and what is left.
+    def in_vectors(self, count: Any, some: Callable[[int, Any, Any], None], sizes: tuple[int, ...] = (4, 1)) -> None:
+        """Emit loops over `count` elements: ``some(vectors, start, mask)`` for so many at once, and what is left.
 
         The mask is None but for the last, which is of one vector.
         """
         b, done = self.builder, _I64(0)
-        for vectors in sorted({together, 1}, reverse=True):
+        for vectors in sizes:
             step = _I64(vectors * self.lanes)
             end = b.mul(b.sdiv(count, step), step)
             with cgutils.for_range_slice(b, done, end, step) as (start, _):

@@ -213,12 +213,12 @@ class _Blocks:
         target = emit.at(emit.pointer(self.out), bld.mul(row, self.out_step))
         for n, value in enumerate(values):
             start = bld.add(pixel, _I64(n * emit.lanes))
-            mask = _inside(emit, start, self.width) if masked else None
+            mask = emit.inside(start, self.width) if masked else None
             emit.store_some(value, emit.at(target, start), mask)
 
     def _add(self, total: Any, grad: Any, weight: Any, j: Any, masked: bool) -> None:
         emit, bld, zero = self.emit, self.emit.builder, self.emit.constant(0.0)
-        mask = _inside(emit, j, self.count) if masked else None
+        mask = emit.inside(j, self.count) if masked else None
         value = emit.load_some(emit.at(grad, j), mask, zero)
         across = emit.load_some(emit.at(emit.pointer(self.across), j), mask, zero)
         _accumulate(emit, total, value, bld.fmul(across, weight))
@@ -252,10 +252,3 @@ def _pair(emit: Emitter, table: Any, row: Any) -> tuple[Any, Any]:
     words = emit.builder.inttoptr(table, _I64.as_pointer())
     place = emit.at(words, emit.builder.mul(row, _I64(2)))
     return emit.builder.load(place), emit.builder.load(emit.at(place, _I64(1)))
-
-
-def _inside(emit: Emitter, start: Any, size: Any) -> Any:
-    """A mask of the lanes whose ``start + lane`` is in [0, size), for sizes of a row: 32 bits are enough."""
-    bld, kind = emit.builder, ir.VectorType(_I32, emit.lanes)
-    places = bld.add(emit.splat(bld.trunc(start, _I32), kind), ir.Constant(kind, list(range(emit.lanes))))
-    return bld.icmp_unsigned("<", places, emit.splat(bld.trunc(size, _I32), kind))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -15,6 +15,7 @@ from fastconv.arrays import dense_strides, empty
 from fastconv.cpu.host import host
 from fastconv.cpu.launch import Launcher, conv_launcher, usable_threads, workspace
 from fastconv.cpu.pack import Packed, Packer
+from fastconv.jit import CFunction
 from fastconv.problem import LEAKY_SLOPE, ConvProblem
 
 Params = dict[str, int]
@@ -44,6 +45,8 @@ class Geometry:
         Bytes of scratch for each thread.
     fields : dtype
         Of the record.
+    functions : dict of str to CFunction
+        Those that a job calls. They are compiled, and their addresses put in the record, by `link`.
     """
 
     record: np.ndarray
@@ -51,21 +54,31 @@ class Geometry:
     jobs: int
     slab: int
     fields: np.dtype
+    functions: dict[str, CFunction]
 
     @property
     def values(self) -> dict[str, int]:
         """The integers of the record, by name."""
         return dict(zip(self.fields.names or (), self.record.view(np.int64).tolist(), strict=True))
 
+    def link(self) -> None:
+        """Make the record ready to be read by jobs."""
+        for name, function in self.functions.items():
+            self.record.view(self.fields)[name] = function.address
 
-def record(dtype: np.dtype, jobs: int, slab: int, tables: dict[str, np.ndarray], **values: int) -> Geometry:
-    """Fill a geometry record: `tables` go in by address, and stay alive with it."""
+
+def record(
+    dtype: np.dtype, jobs: int, slab: int, tables: Mapping[str, np.ndarray | CFunction], **values: int
+) -> Geometry:
+    """Fill a geometry record: arrays and functions go in by address, and stay alive with it."""
     filled = np.zeros(1, dtype)
+    arrays = {name: table for name, table in tables.items() if isinstance(table, np.ndarray)}
+    functions = {name: table for name, table in tables.items() if isinstance(table, CFunction)}
     for name, value in values.items():
         filled[name] = value
-    for name, table in tables.items():
-        filled[name] = table.ctypes.data
-    return Geometry(filled.view(np.uint8), tuple(tables.values()), jobs, slab, dtype)
+    for name, array in arrays.items():
+        filled[name] = array.ctypes.data
+    return Geometry(filled.view(np.uint8), tuple(arrays.values()), jobs, slab, dtype, functions)
 
 
 def fields(*names: str) -> np.dtype:
@@ -130,6 +143,7 @@ class Launch:
         self._launcher, self._address, self._tables = launcher, address, geometry
         self._threads, self.slab = max(1, min(threads, geometry.jobs)), geometry.slab
         self._serial = launcher.serial if self._threads == 1 else None
+        geometry.link()
         self._tail = (geometry.record.ctypes.data, geometry.jobs)
         self._workspaces: deque[tuple[int, np.ndarray]] = deque()  # addresses, and what lies there
 

@@ -14,7 +14,7 @@ from fastconv.cpu.kernel import Geometry, Params, fields, record
 from fastconv.cpu.memory import call
 from fastconv.cpu.pool_kernel import PoolKernel, split_pooling, unsupported
 from fastconv.cpu.window import window_record
-from fastconv.cpu.windows import pooling
+from fastconv.cpu.windows import pooling, way
 from fastconv.jit import job_kernel, source_stamp
 from fastconv.problem import PoolProblem
 
@@ -38,7 +38,7 @@ def cost(problem: PoolProblem, params: Params) -> float:
         return 500 + 20 * problem.flops
     per_tap = 0.5 if problem.return_indices and problem.memory_format == "contiguous" else 0.03
     rows = 0 if problem.memory_format == "channels_last" else problem.batch * problem.channels * problem.out_size[0]
-    return 500 + 0.018 * problem.bytes + 16 * rows + per_tap * problem.flops
+    return 500 + 0.018 * problem.bytes + 6 * rows + per_tap * problem.flops
 
 
 def make(problem: PoolProblem, params: Params, threads: int) -> PoolKernel:
@@ -72,15 +72,16 @@ class DirectPool(PoolKernel):
     def __init__(self, problem: PoolProblem, params: Params, threads: int) -> None:
         super().__init__(problem, params, threads)
         self.function = _compiled(self.item, source_stamp())
-        self.pooling = pooling(self.item, self.lanes, source_stamp())
 
     def geometry(self, x: tuple[int, ...], out: tuple[int, ...]) -> Geometry:
         p = self.problem
         rows, channels = split_pooling(p, self.threads)
+        chosen = way(p.pool, p.in_size, (x[3], x[1]), (out[3], out[1]), channels, p.return_indices)
         row_jobs, channel_jobs = -(-p.out_size[0] // rows), -(-p.channels // channels)
         return record(
-            GEOMETRY, p.batch * row_jobs * channel_jobs, 0, {"window": window_record(p.pool, p.in_size)},
-            function=self.pooling.address, indices=p.return_indices,
+            GEOMETRY, p.batch * row_jobs * channel_jobs, 0,
+            {"window": window_record(p.pool, p.in_size), "function": pooling(p.pool, chosen, self.item)},
+            indices=p.return_indices,
             height=p.in_size[0], width=p.in_size[1], channels=p.channels, out_height=p.out_size[0],
             rows_per_job=rows, row_jobs=row_jobs, channels_per_job=channels, channel_jobs=channel_jobs,
             x_batch=x[0], x_channel=x[1], x_row=x[2], x_column=x[3],

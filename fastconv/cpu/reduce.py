@@ -7,7 +7,9 @@ image, or columns of a line that has been reduced over its rows already.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 from llvmlite import ir
@@ -75,24 +77,33 @@ def reduce_taps(
 
 
 @intrinsic(prefer_literal=True)
-def reduce_run(typingctx, x, row_step, rows, count, op, ITEM):
-    """Reduce `rows` runs of `count` neighbours, `row_step` elements apart, to one element.
+def reduce_runs(typingctx, x, run, out, channels, divisor, OP, ITEM):
+    """Reduce for each channel some runs of neighbours to one element. Lanes hold partial results.
 
-    `op` is SUM, SQUARES or MAX; the rest as in `reduce_taps`. Lanes hold partial results.
+    Parameters
+    ----------
+    x, out : (address, channel_step)
+        The first run and the result of the first channel, and how much further those of the next are, in elements.
+    run : (row_step, rows, count)
+        How far apart runs are, how many there are, and of how many elements.
+    channels, divisor : int64, float64
+        Sums are divided.
+    OP, ITEM : literal int
+        SUM, SQUARES or MAX, and bytes of an element.
     """
-    element, itemsize = {4: types.float32, 8: types.float64}[ITEM.literal_value], ITEM.literal_value
-    signature = element(*[types.int64] * 5, ITEM)
+    pair, itemsize = types.UniTuple(types.int64, 2), ITEM.literal_value
+    signature = types.void(pair, types.UniTuple(types.int64, 3), pair, types.int64, types.float64, OP, ITEM)
 
     def codegen(context, builder, _signature, args):
-        x, row_step, rows, count, op = args[:5]
+        x, run, out = (cgutils.unpack_tuple(builder, value) for value in args[:3])
         emit = Emitter(builder, itemsize, host().lanes(itemsize))
-        with builder.goto_entry_block():
-            result = builder.alloca(emit.scalar)
-        for each in (SUM, SQUARES, MAX):
-            with builder.if_then(builder.icmp_signed("==", op, _I64(each))):
-                total = Reduction(emit, each, 4).run(x, row_step, rows, count)
-                builder.store(total, result)
-        return builder.load(result)
+        reduction = Reduction(emit, OP.literal_value, 4)
+        with cgutils.for_range(builder, args[3]) as channel:
+            source, target = (
+                emit.at(emit.pointer(address), builder.mul(channel.index, step)) for address, step in (x, out)
+            )
+            builder.store(reduction.divided(reduction.run(source, *run), args[4]), target)
+        return context.get_dummy_value()
 
     return signature, codegen
 
@@ -125,10 +136,10 @@ class Reduction:
         emit, bld = self.emitter, self.emitter.builder
         lanes, block = _I64(emit.lanes), _I64(emit.lanes * len(self.offsets))
         wide, rest = bld.sdiv(count, block), bld.srem(count, lanes)
-        single, origin = bld.sdiv(bld.srem(count, block), lanes), emit.pointer(x)
+        single = bld.sdiv(bld.srem(count, block), lanes)
         totals = [self.accumulator() for _ in self.offsets]
         with cgutils.for_range(bld, rows) as row:
-            line = emit.at(origin, bld.mul(row.index, row_step))
+            line = emit.at(x, bld.mul(row.index, row_step))
             with cgutils.for_range(bld, wide) as step:
                 for offset, total in zip(self.offsets, totals, strict=True):
                     self.add(emit.load(emit.at(line, bld.mul(step.index, block), _I64(offset))), total)
@@ -215,12 +226,27 @@ class Reduction:
         return self.emitter.builder.fcmp_unordered("uno", value, value)
 
     def divided(self, total: Any, divisor: Any) -> Any:
-        """Sums over a float64 divisor; maxima as they are."""
+        """Sums, in a vector or one, over a float64 divisor; maxima as they are."""
         emit, bld = self.emitter, self.emitter.builder
         if self.op in (MAX, ARGMAX):
             return total
-        return bld.fdiv(total, emit.splat(divisor if emit.itemsize == 8 else bld.fptrunc(divisor, emit.scalar)))
+        divisor = divisor if emit.itemsize == 8 else bld.fptrunc(divisor, emit.scalar)
+        return bld.fdiv(total, emit.splat(divisor) if total.type == emit.vector else divisor)
 
     def integer(self, value: Any) -> Any:
         """An index in all lanes."""
         return self.emitter.splat(value, self.integers)
+
+
+def folded(emit: Emitter, op: int, values: list) -> Any:
+    """The sum of some vectors, their sum of squares, or the maximum, which is NaN where a value is."""
+    bld = emit.builder
+    if op == SUM:
+        return reduce(bld.fadd, values)
+    if op == SQUARES:
+        start = bld.fmul(values[0], values[0])
+        return reduce(lambda total, value: bld.call(emit.fma, [value, value, total]), values[1:], start)
+    largest = reduce(lambda a, b: bld.select(bld.fcmp_ordered(">", b, a), b, a), values)
+    pairs = zip(values[::2], [*values[1::2], values[-1]], strict=False)  # one comparison looks at two
+    unordered = reduce(bld.or_, [bld.fcmp_unordered("uno", a, b) for a, b in pairs])
+    return bld.select(unordered, emit.constant(math.nan), largest)

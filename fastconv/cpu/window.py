@@ -28,16 +28,21 @@ WINDOW = np.dtype(
 )  # fmt: skip
 
 
+def mode_of(pool: Pool) -> int:
+    """SUM, SQUARES or MAX of `fastconv.cpu.reduce`, or POWERS."""
+    if pool.mode == "lp":
+        return {1.0: SUM, 2.0: SQUARES}.get(pool.norm_type, POWERS)
+    return MAX if pool.mode == "max" else SUM
+
+
 def window_record(pool: Pool, size: Pair) -> np.ndarray:
     """One WINDOW record for pooling maps of the given height and width.
 
     The result of a window is ``(sum / divisor * area) ** root``, with area and root 1 except for lp.
     """
     lp = pool.mode == "lp"
-    sums = {1.0: SUM, 2.0: SQUARES}.get(pool.norm_type, POWERS) if lp else SUM
-    mode = MAX if pool.mode == "max" else sums
     values = (
-        mode, *pool.kernel_size, *pool.stride, *pool.padding, *pool.dilation, pool.output_size(size)[1],
+        mode_of(pool), *pool.kernel_size, *pool.stride, *pool.padding, *pool.dilation, pool.output_size(size)[1],
         int(pool.count_include_pad), pool.norm_type if lp else 1.0,
         math.prod(pool.kernel_size) if lp else 1.0, 1 / pool.norm_type if lp else 1.0,
     )  # fmt: skip
@@ -98,3 +103,10 @@ def columns_inside(j, width, w):
     """The same of output column `j`."""
     v, columns = clip(j, w.kernel_w, w.stride_w, w.padding_w, w.dilation_w, width)
     return v, columns, covered(j, w.kernel_w, w.stride_w, w.padding_w, width, w.include_pad)
+
+
+@inline
+def alike(i, last, height, w):
+    """How many output rows from `i` on are reduced alike: those whose windows are inside the map."""
+    whole_first, whole_last = whole_windows(height, w.kernel_h, w.stride_h, w.padding_h, w.dilation_h, 0)
+    return min(last, whole_last) - i if whole_first <= i < whole_last else 1

@@ -38,7 +38,7 @@ def _reduce_lanes(x, row_step, rows, column_step, columns, out, count, places, I
 
 
 @inline
-def channels_with_indices(source, target, indices, shape, first, last, w, ITEM):
+def channels_with_indices(source, target, indices, shape, first, last, w, OP, ITEM):
     """Output rows [first, last) where channels are neighbours; vectors hold channels."""
     x, x_row, x_column, _ = source
     out, out_row, out_column, _ = target
@@ -56,7 +56,7 @@ def channels_with_indices(source, target, indices, shape, first, last, w, ITEM):
 
 
 @inline
-def columns_with_indices(source, target, indices, shape, first, last, w, ITEM):
+def columns_with_indices(source, target, indices, shape, first, last, w, OP, ITEM):
     """The same where columns are: rows are reduced into a line of maxima and their rows, then along the line."""
     x, x_row, _, x_channel = source
     out, out_row, out_column, out_channel = target
