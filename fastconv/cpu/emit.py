@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from llvmlite import ir
@@ -21,6 +22,18 @@ def prefetch(builder: ir.IRBuilder, pointer: Any, *, write: bool, level: int) ->
     kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
     builder.call(function, [builder.bitcast(pointer, byte), _I32(int(write)), _I32(4 - level), data])
+
+
+@contextmanager
+def short_loop(builder: ir.IRBuilder, stop: Any, start: Any = None) -> Iterator[Any]:
+    """``for index in range(start, stop)`` of few turns: LLVM would unroll it many times, and spill what that takes."""
+    with cgutils.for_range(builder, stop, start=start) as loop:
+        yield loop.index
+        latch = builder.basic_block
+    module = builder.module
+    node = module.add_metadata([module.add_metadata(["llvm.loop.unroll.disable"])])
+    node.operands = (node, *node.operands[-1:])  # what describes a loop names itself first
+    latch.terminator.set_metadata("llvm.loop", node)
 
 
 class Emitter:

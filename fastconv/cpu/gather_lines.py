@@ -15,7 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastconv.cpu.emit import Emitter
+from fastconv.cpu.emit import Emitter, short_loop
 from fastconv.cpu.host import host
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
@@ -95,11 +95,11 @@ def gather_pixels(typingctx, windows, out, tables, pixels, channels, MAX, ITEM):
                 starts = [builder.add(start, _I64(v * emit.lanes)) for v in range(count)]
                 totals = [_total(emit) for _ in starts]
                 with _each(builder, down) as i, _each(builder, across) as j:
-                    offset = builder.add(builder.mul(i.index, steps[0]), builder.mul(j.index, steps[1]))
+                    offset = builder.add(builder.mul(i, steps[0]), builder.mul(j, steps[1]))
                     if MAX.literal_value:
                         add, scale = source.add_named, emit.splat(pixel, source.integers)
                     else:
-                        add, scale = source.add_weighted, _weight(emit, tables[2:], (i.index, j.index))
+                        add, scale = source.add_weighted, _weight(emit, tables[2:], (i, j))
                     for total, at in zip(totals, starts, strict=True):
                         add(total, builder.add(offset, at), mask, scale)
                 for total, at in zip(totals, starts, strict=True):
@@ -201,8 +201,8 @@ class _Blocks:
         total, common, more = _total(emit), self.kernel // self.gap, self.kernel % self.gap
         first = total if self.gap == 1 else _total(emit)
         with _each(bld, _pair(emit, self.rows, row)) as i:
-            grad = emit.at(emit.pointer(self.grad), bld.mul(i.index, self.row_step))
-            weight = emit.broadcast(emit.at(emit.pointer(self.down), i.index))
+            grad = emit.at(emit.pointer(self.grad), bld.mul(i, self.row_step))
+            weight = emit.broadcast(emit.at(emit.pointer(self.down), i))
             with cgutils.for_range(bld, _I64(common)) as m:
                 self._add(total, grad, weight, bld.sub(q, m.index), masked)
             if more:
@@ -244,7 +244,7 @@ def _accumulate(emit: Emitter, total: Any, value: Any, weight: Any) -> None:
 def _each(builder: ir.IRBuilder, run: tuple[Any, Any]) -> Any:
     """A loop over `count` numbers from `first` on."""
     first, count = run
-    return cgutils.for_range(builder, builder.add(first, count), start=first)
+    return short_loop(builder, builder.add(first, count), first)
 
 
 def _pair(emit: Emitter, table: Any, row: Any) -> tuple[Any, Any]:

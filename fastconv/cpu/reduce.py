@@ -17,7 +17,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastconv.cpu.emit import Emitter
+from fastconv.cpu.emit import Emitter, short_loop
 from fastconv.cpu.host import host
 
 SUM, SQUARES, MAX, ARGMAX = range(4)
@@ -57,14 +57,12 @@ def reduce_taps(
         emit = Emitter(builder, itemsize, host().lanes(itemsize))
         reduction, mask = Reduction(emit, ARGMAX, vectors), emit.first(lanes) if masked else None
         totals = [reduction.accumulator(first) for _ in reduction.offsets]
-        with cgutils.for_range(builder, rows) as row:
-            line = emit.at(emit.pointer(x), builder.mul(row.index, row_step))
-            with cgutils.for_range(builder, columns) as column:
-                tap = emit.at(line, builder.mul(column.index, column_step))
-                moved = builder.add(builder.mul(row.index, index_row), builder.mul(column.index, index_column))
-                here = reduction.integer(builder.add(first, moved))
-                for offset, total in zip(reduction.offsets, totals, strict=True):
-                    reduction.add(emit.load_some(emit.at(tap, _I64(offset)), mask), total, here)
+        with short_loop(builder, rows) as row, short_loop(builder, columns) as column:
+            tap = emit.at(emit.pointer(x), builder.mul(row, row_step), builder.mul(column, column_step))
+            moved = builder.add(builder.mul(row, index_row), builder.mul(column, index_column))
+            here = reduction.integer(builder.add(first, moved))
+            for offset, total in zip(reduction.offsets, totals, strict=True):
+                reduction.add(emit.load_some(emit.at(tap, _I64(offset)), mask), total, here)
         # Indices are stored as doubles of the same bits: the emitter knows floats only.
         bits = Emitter(builder, 8, emit.lanes)
         for offset, total in zip(reduction.offsets, totals, strict=True):

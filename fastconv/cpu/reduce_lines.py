@@ -15,7 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastconv.cpu.emit import Emitter
+from fastconv.cpu.emit import Emitter, short_loop
 from fastconv.cpu.host import host
 from fastconv.cpu.reduce import MAX, SUM, Reduction
 
@@ -48,8 +48,8 @@ def reduce_down(typingctx, x, lines, row_step, rows, count, OP, ITEM):
 
         def some(source: Any, target: Any, vectors: int, start: Any, mask: Any) -> None:
             total = reduction.accumulator()
-            with cgutils.for_range(builder, rows) as row:
-                place = emit.at(source, start, builder.mul(row.index, row_step))
+            with short_loop(builder, rows) as row:
+                place = emit.at(source, start, builder.mul(row, row_step))
                 reduction.add(emit.load_some(place, mask), total)
             emit.store_some(reduction.value(total), emit.at(target, start), mask)
 
@@ -88,8 +88,8 @@ def reduce_along(typingctx, lines, window, out, divisor, OP, ITEM):
         def some(gap: int, source: Any, target: Any, vectors: int, start: Any, mask: Any) -> None:
             total = reduction.accumulator()
             first = emit.at(source, builder.mul(start, _I64(gap)))
-            with cgutils.for_range(builder, taps) as tap:
-                place = emit.at(first, builder.mul(tap.index, tap_step))
+            with short_loop(builder, taps) as tap:
+                place = emit.at(first, builder.mul(tap, tap_step))
                 reduction.add(emit.load(place) if gap == 1 else _every_second(emit, place), total)
             emit.store_some(reduction.divided(reduction.value(total), args[3]), emit.at(target, start), mask)
 

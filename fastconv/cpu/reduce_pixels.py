@@ -13,7 +13,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastconv.cpu.emit import Emitter
+from fastconv.cpu.emit import Emitter, short_loop
 from fastconv.cpu.host import host
 from fastconv.cpu.reduce import MAX, Reduction, folded
 from fastconv.cpu.reduce_lines import over_lines
@@ -80,12 +80,10 @@ class _Pixels:
     def _looped(self, source: Any, offsets: list, mask: Any) -> list:
         emit, bld = self.emitter, self.emitter.builder
         totals = [self.reduction.accumulator() for _ in offsets]
-        with cgutils.for_range(bld, self.rows) as row:
-            line = emit.at(source, bld.mul(row.index, self.row_step))
-            with cgutils.for_range(bld, self.columns) as column:
-                tap = emit.at(line, bld.mul(column.index, self.column_step))
-                for offset, total in zip(offsets, totals, strict=True):
-                    self.reduction.add(emit.load_some(emit.at(tap, offset), mask), total)
+        with short_loop(bld, self.rows) as row, short_loop(bld, self.columns) as column:
+            tap = emit.at(source, bld.mul(row, self.row_step), bld.mul(column, self.column_step))
+            for offset, total in zip(offsets, totals, strict=True):
+                self.reduction.add(emit.load_some(emit.at(tap, offset), mask), total)
         return [self.reduction.value(total) for total in totals]
 
     def _unrolled(self, source: Any, offsets: list, mask: Any) -> list:
