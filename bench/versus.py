@@ -102,6 +102,8 @@ def main() -> None:
             stored[name] = entry
             if options.json:
                 options.json.write_text(json.dumps(stored, indent=1) + "\n")
+    order = [*SECTIONS, *OTHERS]
+    stored = dict(sorted(stored.items(), key=lambda item: order.index(item[0])))
     if options.roofline:
         draw(stored, options.roofline)
     for path in options.markdown:

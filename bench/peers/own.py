@@ -66,11 +66,13 @@ def pool(p: PoolProblem, arrays: list, threads: int) -> Ready:
     choice = choose(p)
     note, window = f"{choice.candidate} ({choice.source})", (p.pool.kernel_size, p.pool.stride, p.pool.padding)
     if p.direction == "backward_input":
-        grad, x = arrays  # the format of a gradient of 1x1 pixels does not show: `out` says what torch sees in x
-        if p.pool.mode == "avg":
+        grad, x = arrays
+        if p.pool.mode == "avg" and p.out_size == (1, 1):  # only `out` says which format is meant; torch sees it in x
             return _ready(lambda: fastconv.grad.avg_pool2d(grad, x.shape, *window, out=np.empty_like(x)), note)
+        if p.pool.mode == "avg":
+            return _ready(lambda: fastconv.grad.avg_pool2d(grad, x.shape, *window), note)
         _, indices = fastconv.max_pool2d(x, *window, return_indices=True)
-        return _ready(lambda: fastconv.grad.max_pool2d(grad, indices, x.shape, *window, out=np.empty_like(x)), note)
+        return _ready(lambda: fastconv.grad.max_pool2d(grad, indices, x.shape, *window), note)
     (x,) = arrays
     if p.pool.mode == "lp":
         return _ready(lambda: fastconv.lp_pool2d(x, p.pool.norm_type, *window[:2]), note)

@@ -68,7 +68,8 @@ def cost(problem: ConvProblem, params: Params) -> float:
     height, width = problem.conv_size
     tiles = height * -(-width // rows) * -(-problem.out_channels // (vectors * host().lanes(problem.itemsize)))
     taps = math.prod(problem.kernel_size)
-    each = taps * FMA_NS * (rows * vectors + vectors) * 1.2 + per_tile_ns(rows, vectors)
+    # Each multiplication has a load of its own, and each row of a tap an address.
+    each = taps * FMA_NS * (1.3 * (rows + 1) * vectors + 1.6 * rows) + per_tile_ns(rows, vectors)
     return problem.batch * tiles * each
 
 
