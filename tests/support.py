@@ -78,7 +78,8 @@ POOL_PROBLEMS = [parse(text) for text in [
     "n1c64h7w9_avg3u1p1", "n1c5h11w10_avg3u2ceil", "n1c6h10w11_avg2u2p1ceilnopad", "n3c4h13w9_avg3.2u2.1p1.0",
     "n1c3h4w150_avg5u1p2", "n1c16h1w20_avg1.3u1.2p0.1nopad", "n0c5h8w8_avg2u2", "n1c130h7w7_avg7u7",
     "n1c4h7w6_avg2u3", "n1c1h7w9_lp2u2n2", "n1c17h9w11_lp3u2n2", "n2c33h10w8_lp3u2n2ceil", "n1c5h12w13_lp2.3u1.2n4",
-    "n1c3h5w40_lp2u1n1", "n1c8h1w20_lp1.4u1.2n2", "n0c5h8w8_lp2u2n2", "n1c3h7w7_lp7u7n2",
+    "n1c5h9w18_max2u1p1", "n1c3h4w17_avg2u1", "n1c3h5w17_lp2u1n2", "n1c3h5w40_lp2u1n1",
+    "n1c8h1w20_lp1.4u1.2n2", "n0c5h8w8_lp2u2n2", "n1c3h7w7_lp7u7n2",
 ]]
 # fmt: on
 

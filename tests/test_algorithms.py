@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -113,6 +114,17 @@ def run_guarded(problem: ConvProblem, name: str, params: dict[str, int], threads
     kernel.run(guarded(x, end), packed, out)
     assert_close(out, expected, problem)
     return out
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_a_batch_in_two_passes_goes_through_the_cache_in_parts(memory_format, small_l2) -> None:
+    problem = replace(parse("n4c5h13w70k19r3s3p1_f32_nhwc_bias_relu_max3u2p1"), memory_format=memory_format)
+    kernel, (x, *arrays) = make(problem, "two_pass", best(problem, "two_pass"), 2), make_arrays(problem)
+    assert len(kernel.starts) == 2
+    target = poisoned(problem.out_shape, problem.dtype, memory_format)
+    kernel.run(guarded(x), kernel.pack(*arrays), target.array)
+    assert_close(target.array, convolve(problem, x, *arrays), problem)
+    target.check()
 
 
 @pytest.mark.parametrize(("problem", "name"), rows(in_all_forms(PROBLEMS)))

@@ -138,6 +138,28 @@ def test_importing_fastconv_compiles_nothing(action: str, compiles: bool, tmp_pa
 
 
 @pytest.mark.parametrize(
+    "call",
+    ["fastconv.conv2d(x, w)", "fastconv.max_pool2d(x, 3)", "fastconv.max_pool2d(last, 3)",
+     "fastconv.avg_pool2d(last, 5)",
+     "fastconv.plan(x.shape, w, pool=Pool('max', 2), algorithm='tiled')",
+     "fastconv.plan(x.shape, w, pool=Pool('max', 2), algorithm='two_pass')"],
+)  # fmt: skip
+def test_what_is_compiled_is_found_on_disk_by_the_next_process(call: str, tmp_path: Path) -> None:
+    code = f"""
+import numpy as np, fastconv
+from fastconv.pooling import Pool
+from numba.core import event
+x, w = np.ones((1, 2, 7, 7)), np.ones((3, 2, 3, 3))
+last = np.ones((1, 7, 7, 2)).transpose(0, 3, 1, 2)
+with event.install_recorder("numba:run_pass") as recorder:
+    {call}
+print(len(recorder.buffer))
+"""
+    assert int(run(code, tmp_path)) > 0
+    assert int(run(code, tmp_path)) == 0
+
+
+@pytest.mark.parametrize(
     "first", ["fastconv.conv2d(x, w)", "fastconv.plan(x.shape, w)(x)", "fastconv.max_pool2d(x, 2)"]
 )
 def test_a_first_call_leaves_scipy_alone_and_blas_usable(first: str) -> None:

@@ -82,7 +82,7 @@ def test_the_work_of_gradients_adds_up(name: str) -> None:
         assert copies % np.prod(problem.in_shape if direction == "backward_input" else problem.weight_shape) == 0
 
 
-def test_the_work_of_two_passes_adds_up() -> None:
+def test_the_work_of_two_passes_adds_up(small_l2) -> None:
     problem = parse("n3c64h200w200k64r3s3p1_f32_nhwc_max2")  # one image after the other
     works = split_of_work(kernel_for(problem, "two_pass", 2))
     assert len(works) == 6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -31,8 +32,8 @@ def short_loop(builder: ir.IRBuilder, stop: Any, start: Any = None) -> Iterator[
         yield loop.index
         latch = builder.basic_block
     module = builder.module
-    node = module.add_metadata([module.add_metadata(["llvm.loop.unroll.disable"])])
-    node.operands = (node, *node.operands[-1:])  # what describes a loop names itself first
+    node = ir.values.MDValue(module, [], name=str(len(module.metadata)))
+    node.operands = (node, module.add_metadata(["llvm.loop.unroll.disable"]))  # what describes a loop names itself
     latch.terminator.set_metadata("llvm.loop", node)
 
 
@@ -130,6 +131,16 @@ class Emitter:
             done = end
         with b.if_then(b.icmp_signed("<", done, count)):
             some(1, done, self.first(b.sub(count, done)))
+
+    def over_lines(self, where: tuple, lines: Any, count: Any, some: Callable, sizes: tuple[int, ...] = (1,)) -> None:
+        """Emit ``some(source, target, vectors, start, mask)`` for `count` elements of each line.
+
+        `where` has (address, step) of the sources and of the targets; the rest is as in `in_vectors`.
+        """
+        b = self.builder
+        with cgutils.for_range(b, lines) as line:
+            source, target = (self.at(self.pointer(address), b.mul(line.index, step)) for address, step in where)
+            self.in_vectors(count, partial(some, source, target), sizes)
 
     def transpose(self, rows: list) -> list:
         """As many vectors as there are lanes, with rows and lanes swapped.

@@ -6,7 +6,6 @@ windows are part of the emitted code, for each has little to do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -53,7 +52,7 @@ def reduce_down(typingctx, x, lines, row_step, rows, count, OP, ITEM):
                 reduction.add(emit.load_some(place, mask), total)
             emit.store_some(reduction.value(total), emit.at(target, start), mask)
 
-        over_lines(emit, ((x, x_step), (line, step)), n, count, some)
+        emit.over_lines(((x, x_step), (line, step)), n, count, some)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -95,23 +94,10 @@ def reduce_along(typingctx, lines, window, out, divisor, OP, ITEM):
 
         for gap in (1, 2):
             with builder.if_then(builder.icmp_signed("==", stride, _I64(gap))):
-                over_lines(emit, ((line, step), (out, out_step)), n, count, partial(some, gap))
+                emit.over_lines(((line, step), (out, out_step)), n, count, partial(some, gap))
         return context.get_dummy_value()
 
     return types.void(triple, triple, triple, types.float64, OP, ITEM), codegen
-
-
-def over_lines(
-    emit: Emitter, where: tuple, lines: Any, count: Any, some: Callable, sizes: tuple[int, ...] = (1,)
-) -> None:
-    """``some(source, target, vectors, start, mask)`` for `count` elements of each line.
-
-    `where` has (address, step) of the sources and of the targets; the rest is as `Emitter.in_vectors` has it.
-    """
-    bld = emit.builder
-    with cgutils.for_range(bld, lines) as line:
-        source, target = (emit.at(emit.pointer(address), bld.mul(line.index, step)) for address, step in where)
-        emit.in_vectors(count, partial(some, source, target), sizes)
 
 
 def _every_second(emit: Emitter, pointer: Any) -> Any:

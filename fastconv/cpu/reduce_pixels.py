@@ -16,7 +16,6 @@ from numba.extending import intrinsic
 from fastconv.cpu.emit import Emitter, short_loop
 from fastconv.cpu.host import host
 from fastconv.cpu.reduce import MAX, Reduction, folded
-from fastconv.cpu.reduce_lines import over_lines
 
 _I64 = ir.IntType(64)
 
@@ -47,13 +46,21 @@ def reduce_pixels(typingctx, x, window, out, channels, divisor, SIZE, OP, ITEM):
             cgutils.unpack_tuple(builder, args[i], len(kind)) for i, kind in enumerate(groups)
         )
         emit = Emitter(builder, ITEM.literal_value, host().lanes(ITEM.literal_value))
-        whole = builder.and_(*(builder.icmp_signed("==", n, _I64(SIZE.literal_value)) for n in (window[1], window[3])))
-        where = x, (out, out_step)
-        with builder.if_else(whole) as branches:
-            for branch, size in zip(branches, (SIZE.literal_value, 0), strict=True):
-                pixels = _Pixels(emit, OP.literal_value, size, window, args[4])
-                with branch:
-                    over_lines(emit, where, count, args[3], pixels.some, pixels.sizes)
+        size = SIZE.literal_value
+
+        def all_pixels(size: int) -> None:
+            pixels = _Pixels(emit, OP.literal_value, size, window, args[4])
+            emit.over_lines((x, (out, out_step)), count, args[3], pixels.some, pixels.sizes)
+
+        if size == 0:
+            all_pixels(0)
+            return context.get_dummy_value()
+        alike = builder.and_(*(builder.icmp_signed("==", n, _I64(size)) for n in (window[1], window[3])))
+        with builder.if_else(alike) as (small, other):
+            with small:
+                all_pixels(size)
+            with other:  # at the edge
+                all_pixels(0)
         return context.get_dummy_value()
 
     return types.void(*groups, types.int64, types.float64, SIZE, OP, ITEM), codegen

@@ -20,15 +20,8 @@ from numba.extending import intrinsic
 from fastconv.cpu.emit import Emitter
 from fastconv.cpu.host import host
 from fastconv.cpu.reduce import MAX, SQUARES, SUM, folded
-from fastconv.pooling import Pool
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
-
-
-def is_small(pool: Pool) -> bool:
-    """Whether `reduce_small` can do it: then every window has a row and a column inside of the map."""
-    (rows, taps), stride = pool.kernel_size, pool.stride[1]
-    return rows <= taps and taps in (2, 3) and stride in (1, 2) and pool.dilation == (1, 1)
 
 
 @intrinsic(prefer_literal=True)

@@ -11,10 +11,11 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache, partial
 
 import numpy as np
 
-from fastconv.arrays import empty
+from fastconv.arrays import dense_strides, empty
 from fastconv.cpu import direct, pool
 from fastconv.cpu.host import host
 from fastconv.cpu.kernel import Params
@@ -49,8 +50,9 @@ def make(problem: ConvProblem, params: Params, threads: int) -> TwoPass:
     return TwoPass(problem, params, threads)
 
 
+@lru_cache
 def _parts(problem: ConvProblem) -> tuple[ConvProblem, PoolProblem]:
-    """Both operations, for as many images at a time as leave a map that stays in cache."""
+    """Both operations, for as many images at a time as leave a map that stays in cache, and part the batch evenly."""
     assert problem.pool is not None
     image = problem.itemsize * problem.out_channels * problem.conv_size[0] * problem.conv_size[1]
     fit = max(1, 2 * host().l2 // max(1, image))
@@ -86,26 +88,37 @@ class TwoPass:
     @property
     def workspace_bytes(self) -> int:
         """Scratch memory of one run, with the unpooled map."""
-        pooling = self.pooling.problem
-        return self.convolution.workspace_bytes + pooling.itemsize * math.prod(pooling.in_shape)
+        convolution, pooling = self.convolution, self.pooling.problem
+        x, unpooled = (dense_strides(p.in_shape, p.memory_format) for p in (convolution.problem, pooling))
+        geometry = convolution.geometry(x, unpooled)
+        return min(self.threads, geometry.jobs) * geometry.slab + pooling.itemsize * math.prod(pooling.in_shape)
 
     def run(self, x: np.ndarray, packed: Packed, out: np.ndarray) -> None:
         """As `ConvKernel.run`."""
-        try:
-            unpooled = self._maps.pop()
-        except IndexError:
-            pooling = self.pooling.problem
-            unpooled = empty(pooling.in_shape, pooling.dtype, pooling.memory_format)
-        for first in self.starts:
-            part = slice(first, first + self.starts.step)
-            self.convolution.run(x[part], packed, unpooled)
-            self.pooling.run(unpooled, out[part])
-        self._maps.append(unpooled)
+        self._run(self.convolution.run, self.pooling.run, x, packed, out)
 
     def convolve(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
         """`run` with weights and bias as they are."""
         self.run(x, self.pack(weight, bias), out)
 
     def bound(self, x: np.ndarray, out: np.ndarray) -> Callable[[np.ndarray, Packed, np.ndarray], None]:
-        """`run`: there is little to find out."""
-        return self.run
+        """As `ConvKernel.bound`."""
+        first, unpooled = slice(0, self.starts.step), self._map()
+        convolve, pool = self.convolution.bound(x[first], unpooled), self.pooling.bound(unpooled, out[first])
+        self._maps.append(unpooled)
+        return partial(self._run, convolve, pool)
+
+    def _run(self, convolve: Callable, pool: Callable, x: np.ndarray, packed: Packed, out: np.ndarray) -> None:
+        unpooled = self._map()
+        for first in self.starts:
+            part = slice(first, first + self.starts.step)
+            convolve(x[part], packed, unpooled)
+            pool(unpooled, out[part])
+        self._maps.append(unpooled)
+
+    def _map(self) -> np.ndarray:
+        try:
+            return self._maps.pop()
+        except IndexError:
+            pooling = self.pooling.problem
+            return empty(pooling.in_shape, pooling.dtype, pooling.memory_format)

@@ -14,6 +14,7 @@ from fastconv.jit import inline
 from fastconv.pooling import Pool
 from fastconv.sizes import Pair
 
+LINE = 1024  # longest line of a row that windows are reduced along, in elements
 POWERS = 4  # a mode beside those of `reduce`
 
 WINDOW = np.dtype(

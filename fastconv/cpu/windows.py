@@ -5,13 +5,13 @@
 =====================  ===============  ===========================================================
 way                    input            vectors hold
 =====================  ===============  ===========================================================
-channels               channels-last    channels; the taps of a window are walked for each output pixel
-small_columns          contiguous rows  columns; the taps are walked for neighbouring windows
-columns                contiguous rows  columns; rows are reduced into a line in L1, then along the line
-runs                   contiguous rows  neighbouring taps of one window: global pooling, very wide windows
-channels_with_indices  channels-last    channels (`fastconv.cpu.windows_indices`)
-columns_with_indices   contiguous rows  columns, of one row of windows after the other
-anything               any, any mode    nothing: plain loops
+CHANNELS               channels-last    channels; the taps of a window are walked for each output pixel
+SMALL_COLUMNS          contiguous rows  columns; the taps are walked for neighbouring windows
+COLUMNS                contiguous rows  columns; rows are reduced into a line in L1, then along the line
+RUNS                   contiguous rows  neighbouring taps of one window: global pooling, very wide windows
+CHANNELS_WITH_INDICES  channels-last    channels
+COLUMNS_WITH_INDICES   contiguous rows  columns, of one row of windows after the other
+ONE_BY_ONE             any, any mode    nothing: plain loops
 =====================  ===============  ===========================================================
 
 No tap is tested for being inside the image: `fastconv.cpu.window.clip` says which are. Maxima propagate NaN, as in
@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import Any
 
 import numpy as np
 
@@ -30,53 +29,47 @@ from fastconv.cpu.host import host
 from fastconv.cpu.memory import get, ints, put, stack
 from fastconv.cpu.reduce import MAX, reduce_runs
 from fastconv.cpu.reduce_pixels import reduce_pixels
-from fastconv.cpu.reduce_small import is_small
 from fastconv.cpu.transpose import move
-from fastconv.cpu.window import POWERS, columns_inside, mode_of, rows_inside, whole_windows, window_at
-from fastconv.cpu.windows_columns import columns, small_columns
-from fastconv.cpu.windows_indices import LINE, channels_with_indices, columns_with_indices
+from fastconv.cpu.window import LINE, POWERS, columns_inside, mode_of, rows_inside, whole_windows, window_at
+from fastconv.cpu.windows_columns import by_columns, by_small_columns
+from fastconv.cpu.windows_indices import channels_with_indices, columns_with_indices
 from fastconv.jit import CFunction, address_kernel, inline, source_stamp
 from fastconv.pooling import Pool
 from fastconv.sizes import Pair
 
+CHANNELS, SMALL_COLUMNS, COLUMNS, RUNS, CHANNELS_WITH_INDICES, COLUMNS_WITH_INDICES, ONE_BY_ONE = range(7)
 _UNROLLED = ((2, 2), (3, 3))  # windows whose taps are not walked in loops, which would cost more
-_TILE = 2048  # elements that `_channels` brings into another order
-
-
-@cache
-def _channels(SIZE: int) -> Any:
-    """For windows of ``SIZE x SIZE`` taps, or any (0)."""
-
-    @inline
-    def pixels(source, target, indices, shape, first, last, w, OP, ITEM):
-        x, x_row, x_column, _ = source
-        out, out_row, out_column, out_channel = target
-        height, width, channels = shape
-        tile = stack(_TILE, ITEM)
-        most = w.out_width if out_channel == 1 else _TILE // channels
-        whole_first, whole_last = whole_windows(width, w.kernel_w, w.stride_w, w.padding_w, w.dilation_w, 0)
-        for i in range(first, last):
-            h, rows, down = rows_inside(i, height, w)
-            j = 0
-            while j < w.out_width:
-                v, columns, across = columns_inside(j, width, w)
-                count = min(most, min(whole_last, w.out_width) - j) if whole_first <= j < whole_last else 1
-                o = out + ITEM * (i * out_row + j * out_column)
-                reduce_pixels(
-                    (x + ITEM * (h * x_row + v * x_column), w.stride_w * x_column),
-                    (w.dilation_h * x_row, rows, w.dilation_w * x_column, columns),
-                    (o, out_column, count) if out_channel == 1 else (tile, channels, count),
-                    channels, np.float64(down * across), SIZE, OP, ITEM,
-                )  # fmt: skip
-                if out_channel != 1:
-                    move(tile, channels, 1, o, out_column, out_channel, count, channels, ITEM)
-                j += count
-
-    return pixels
+_TILE = 2048  # elements that `_by_channels` brings into another order
 
 
 @inline
-def _runs(source, target, indices, shape, first, last, w, OP, ITEM):
+def _by_channels(source, target, shape, first, last, w, SIZE, OP, ITEM):
+    x, x_row, x_column, _ = source
+    out, out_row, out_column, out_channel = target
+    height, width, channels = shape
+    tile = stack(_TILE, ITEM)
+    most = w.out_width if out_channel == 1 else _TILE // channels
+    whole_first, whole_last = whole_windows(width, w.kernel_w, w.stride_w, w.padding_w, w.dilation_w, 0)
+    for i in range(first, last):
+        h, rows, down = rows_inside(i, height, w)
+        j = 0
+        while j < w.out_width:
+            v, columns, across = columns_inside(j, width, w)
+            count = min(most, min(whole_last, w.out_width) - j) if whole_first <= j < whole_last else 1
+            o = out + ITEM * (i * out_row + j * out_column)
+            reduce_pixels(
+                (x + ITEM * (h * x_row + v * x_column), w.stride_w * x_column),
+                (w.dilation_h * x_row, rows, w.dilation_w * x_column, columns),
+                (o, out_column, count) if out_channel == 1 else (tile, channels, count),
+                channels, np.float64(down * across), SIZE, OP, ITEM,
+            )  # fmt: skip
+            if out_channel != 1:
+                move(tile, channels, 1, o, out_column, out_channel, count, channels, ITEM)
+            j += count
+
+
+@inline
+def _by_runs(source, target, shape, first, last, w, OP, ITEM):
     x, x_row, _, x_channel = source
     out, out_row, out_column, out_channel = target
     height, width, channels = shape
@@ -96,7 +89,7 @@ def _runs(source, target, indices, shape, first, last, w, OP, ITEM):
 
 
 @inline
-def _anything(source, target, indices, shape, first, last, w, OP, ITEM):
+def _one_by_one(source, target, indices, shape, first, last, w, OP, ITEM):
     x, x_row, x_column, x_channel = source
     out, out_row, out_column, out_channel = target
     height, width, channels = shape
@@ -158,16 +151,8 @@ def _roots(target, channels, first, last, w, ITEM):
                     put(o, b * inner[1], (get(o, b * inner[1], ITEM) * w.area) ** w.root, ITEM)
 
 
-# How to pool, or what makes that for some constants: see `pooling`.
-_WAYS: dict[str, Any] = {
-    "channels": _channels, "small_columns": small_columns,
-    "columns": columns, "runs": _runs, "channels_with_indices": channels_with_indices,
-    "columns_with_indices": columns_with_indices, "anything": _anything,
-}  # fmt: skip
-
-
-def way(pool: Pool, size: Pair, x: Pair, out: Pair, channels: int, indices: bool) -> str:
-    """How to pool a map.
+def way(pool: Pool, size: Pair, x: Pair, out: Pair, channels: int, indices: bool) -> int:
+    """How to pool a map: one of the constants at the top.
 
     Parameters
     ----------
@@ -184,22 +169,31 @@ def way(pool: Pool, size: Pair, x: Pair, out: Pair, channels: int, indices: bool
     vectors = mode_of(pool) != POWERS
     span = (pool.kernel_size[1] - 1) * pool.dilation[1] + 1
     if vectors and x[0] == 1 and span <= LINE and indices:
-        return "columns_with_indices"
+        return COLUMNS_WITH_INDICES
     if vectors and x[0] == 1 and not indices:
         if pool.dilation[1] == 1 and (pool.output_size(size)[1] == 1 or span > LINE):
-            return "runs"
-        if out[0] == 1 and is_small(pool):
-            return "small_columns"
+            return RUNS
+        if out[0] == 1 and _is_small(pool):
+            return SMALL_COLUMNS
         if span <= LINE:
-            return "columns"
+            return COLUMNS
     if x[1] == 1 and out[1] == 1 and indices:
-        return "channels_with_indices"
+        return CHANNELS_WITH_INDICES
     if vectors and x[1] == 1 and not indices and (out[1] == 1 or channels <= _TILE):
-        return "channels"
-    return "anything"
+        return CHANNELS
+    return ONE_BY_ONE
 
 
-def pooling(pool: Pool, way: str, ITEM: int) -> CFunction:
+def _is_small(pool: Pool) -> bool:
+    """Whether `by_small_columns` can do it.
+
+    Then no window is empty: padding is at most half of it, and `ceil_mode` drops those that start behind the map.
+    """
+    (rows, taps), stride = pool.kernel_size, pool.stride[1]
+    return rows <= taps and taps in (2, 3) and stride in (1, 2) and pool.dilation == (1, 1)
+
+
+def pooling(pool: Pool, chosen: int, ITEM: int) -> CFunction:
     """Pool the output rows [first, last) of one image, all columns and some channels: a function of 15 integers.
 
     x, x_row, x_column, x_channel : address and strides in elements
@@ -216,24 +210,33 @@ def pooling(pool: Pool, way: str, ITEM: int) -> CFunction:
         Address of a WINDOW record made for (height, width).
     """
     taps, stride = pool.kernel_size[1], pool.stride[1]
-    if way == "channels":
-        constants: tuple[int, ...] = (taps,) if pool.kernel_size in _UNROLLED else (0,)
-    else:
-        constants = (taps, stride) if way == "small_columns" else ()
-    return _compiled(way, constants, mode_of(pool), ITEM, host().lanes(ITEM), source_stamp())
+    constants = {SMALL_COLUMNS: (taps, stride), CHANNELS: (taps if pool.kernel_size in _UNROLLED else 0, 0)}
+    return _compiled(chosen, *constants.get(chosen, (0, 0)), mode_of(pool), ITEM, host().lanes(ITEM), source_stamp())
 
 
 @cache
-def _compiled(way: str, constants: tuple[int, ...], OP: int, ITEM: int, LANES: int, stamp: str) -> CFunction:
-    pool_rows = _WAYS[way](*constants) if constants else _WAYS[way]
-
+def _compiled(WAY: int, TAPS: int, STRIDE: int, OP: int, ITEM: int, LANES: int, stamp: str) -> CFunction:
+    # Numba's disk cache asks that only numbers and text are closed over; it drops the branches not taken.
     @address_kernel(15)
     def pool(x, x_row, x_column, x_channel, height, width, channels, out, out_row, out_column, out_channel,
              indices, first, last, window):  # fmt: skip
         _ = stamp, LANES
-        w = window_at(window)
+        w, shape = window_at(window), (height, width, channels)
         source, target = (x, x_row, x_column, x_channel), (out, out_row, out_column, out_channel)
-        pool_rows(source, target, indices, (height, width, channels), first, last, w, OP, ITEM)
+        if WAY == CHANNELS:
+            _by_channels(source, target, shape, first, last, w, TAPS, OP, ITEM)
+        elif WAY == SMALL_COLUMNS:
+            by_small_columns(source, target, shape, first, last, w, TAPS, STRIDE, OP, ITEM)
+        elif WAY == COLUMNS:
+            by_columns(source, target, shape, first, last, w, OP, ITEM)
+        elif WAY == RUNS:
+            _by_runs(source, target, shape, first, last, w, OP, ITEM)
+        elif WAY == CHANNELS_WITH_INDICES:
+            channels_with_indices(source, target, indices, shape, first, last, w, ITEM)
+        elif WAY == COLUMNS_WITH_INDICES:
+            columns_with_indices(source, target, indices, shape, first, last, w, ITEM)
+        else:
+            _one_by_one(source, target, indices, shape, first, last, w, OP, ITEM)
         if w.root != 1 or w.area != 1:
             _roots(target, channels, first, last, w, ITEM)
 

@@ -1,14 +1,11 @@
 """Windows on contiguous rows, where vectors hold columns.
 
-Small ones (`small_columns`) take their taps straight from the map. For others (`columns`), rows are reduced into a line
-in L1, which serves all windows that look at it. The arguments are those that `fastconv.cpu.windows` has put
+Small ones (`by_small_columns`) take their taps straight from the map. For others (`by_columns`), rows are reduced into
+a line in L1, which serves all windows that look at it. The arguments are those that `fastconv.cpu.windows` has put
 together.
 """
 
 from __future__ import annotations
-
-from functools import cache
-from typing import Any
 
 import numpy as np
 
@@ -16,47 +13,42 @@ from fastconv.cpu.memory import get, put, stack
 from fastconv.cpu.reduce import MAX
 from fastconv.cpu.reduce_lines import reduce_along, reduce_down
 from fastconv.cpu.reduce_small import reduce_small
-from fastconv.cpu.window import alike, covered, rows_inside, whole_windows
-from fastconv.cpu.windows_indices import LINE
+from fastconv.cpu.window import LINE, alike, covered, rows_inside, whole_windows
 from fastconv.jit import inline
 
 _LINES = 2 * LINE  # elements of several lines, one after the other
 _LINE_ROOM = _LINES + 64  # vectors read past the end of the last one
 
 
-@cache
-def small_columns(TAPS: int, STRIDE: int) -> Any:
-    """For windows of `TAPS` columns, at most so many rows, and a stride of `STRIDE` columns; see `is_small`."""
-
-    @inline
-    def small(source, target, indices, shape, first, last, w, OP, ITEM):
-        x, x_row, _, x_channel = source
-        out, out_row, _, out_channel = target
-        height, width, channels = shape
-        divisors = stack(LINE, ITEM)
-        i = first
-        while i < last:
-            lines = alike(i, last, height, w)
-            h, rows, down = rows_inside(i, height, w)
-            for begin in range(0, w.out_width, LINE):
-                count = min(LINE, w.out_width - begin)
-                if OP != MAX:
-                    for j in range(count):
-                        across = covered(begin + j, TAPS, STRIDE, w.padding_w, width, w.include_pad)
-                        put(divisors, j, down * across, ITEM)
-                reduce_small(
-                    (x + ITEM * h * x_row, x_channel, w.stride_h * x_row, x_row), rows,
-                    (begin * STRIDE - w.padding_w, width),
-                    (out + ITEM * (i * out_row + begin), out_channel, out_row), (channels, lines, count), divisors,
-                    TAPS, STRIDE, OP, ITEM,
-                )  # fmt: skip
-            i += lines
-
-    return small
+@inline
+def by_small_columns(source, target, shape, first, last, w, TAPS, STRIDE, OP, ITEM):
+    """Output rows [first, last) where windows have TAPS columns, at most as many rows, and are STRIDE columns apart."""
+    x, x_row, _, x_channel = source
+    out, out_row, _, out_channel = target
+    height, width, channels = shape
+    divisors = stack(LINE, ITEM)
+    i = first
+    while i < last:
+        lines = alike(i, last, height, w)
+        h, rows, down = rows_inside(i, height, w)
+        for begin in range(0, w.out_width, LINE):
+            count = min(LINE, w.out_width - begin)
+            if OP != MAX:
+                for j in range(count):
+                    across = covered(begin + j, TAPS, STRIDE, w.padding_w, width, w.include_pad)
+                    put(divisors, j, down * across, ITEM)
+            reduce_small(
+                (x + ITEM * h * x_row, x_channel, w.stride_h * x_row, x_row), rows,
+                (begin * STRIDE - w.padding_w, width),
+                (out + ITEM * (i * out_row + begin), out_channel, out_row), (channels, lines, count), divisors,
+                TAPS, STRIDE, OP, ITEM,
+            )  # fmt: skip
+        i += lines
 
 
 @inline
-def columns(source, target, indices, shape, first, last, w, OP, ITEM):
+def by_columns(source, target, shape, first, last, w, OP, ITEM):
+    """Output rows [first, last), whatever the windows are."""
     x, x_row, _, x_channel = source
     out, out_row, out_column, out_channel = target
     height, width, channels = shape

@@ -1,6 +1,6 @@
 """Maxima of windows with their indices: the first of equal maxima, the last NaN, -1 for a window without a pixel.
 
-The arguments are those that `fastconv.cpu.windows.pool_rows` has put together.
+The arguments are those that `fastconv.cpu.windows` has put together.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ import numpy as np
 
 from fastconv.cpu.memory import get, ints, lanes_of, put, stack
 from fastconv.cpu.reduce import reduce_taps
-from fastconv.cpu.window import columns_inside, rows_inside
+from fastconv.cpu.window import LINE, columns_inside, rows_inside
 from fastconv.jit import inline
-
-LINE = 1024  # longest line, in elements
 
 
 @inline
@@ -38,7 +36,7 @@ def _reduce_lanes(x, row_step, rows, column_step, columns, out, count, places, I
 
 
 @inline
-def channels_with_indices(source, target, indices, shape, first, last, w, OP, ITEM):
+def channels_with_indices(source, target, indices, shape, first, last, w, ITEM):
     """Output rows [first, last) where channels are neighbours; vectors hold channels."""
     x, x_row, x_column, _ = source
     out, out_row, out_column, _ = target
@@ -56,7 +54,7 @@ def channels_with_indices(source, target, indices, shape, first, last, w, OP, IT
 
 
 @inline
-def columns_with_indices(source, target, indices, shape, first, last, w, OP, ITEM):
+def columns_with_indices(source, target, indices, shape, first, last, w, ITEM):
     """The same where columns are: rows are reduced into a line of maxima and their rows, then along the line."""
     x, x_row, _, x_channel = source
     out, out_row, out_column, out_channel = target

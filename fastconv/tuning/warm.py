@@ -14,7 +14,8 @@ from fastconv.descriptor import parse
 from fastconv.problem import DTYPES, FORMATS, Problem
 from fastconv.tuning import measure
 
-# Small problems that between them meet every path: kernels are compiled for tiles, not for shapes.
+# Small problems that between them meet every path: kernels are compiled for tiles, not for shapes; those of pooling for
+# the size of small windows, of which these are the usual ones.
 _SHAPES = (
     "n1c16h14w14k32r3s3p1_bias_relu",
     "n1c16h14w14k32r1s1",
@@ -27,9 +28,14 @@ _SHAPES = (
     "n1c3h14w14k32r3s3p1_wgrad",
     "n1c32h14w14k32r3s3p1g32_dgrad",
     "n1c32h14w14k32r3s3p1g32_wgrad",
+    "n1c16h14w14_max2",
+    "n1c16h14w14_max3u1p1",
     "n1c16h14w14_max3u2p1",
+    "n1c16h14w14_max5u1p2",
     "n1c16h14w14_max2_indices",
     "n1c16h14w14_avg2",
+    "n1c16h14w14_avg3u2p1",
+    "n1c16h14w14_avg14",
     "n1c16h14w14_lp2",
 )
 
