@@ -33,7 +33,7 @@ from fastconv.cpu.pack import (
 from fastconv.cpu.tiles import FMA_NS, filter_vector_tiles, per_tile_ns, step_ns
 from fastconv.cpu.transpose import move
 from fastconv.jit import job_kernel, source_stamp
-from fastconv.problem import ConvProblem
+from fastconv.problem import ConvProblem, MemoryFormat
 from fastconv.sizes import Pair
 
 GEOMETRY = fields(
@@ -55,14 +55,20 @@ def space(problem: ConvProblem) -> list[Params]:
 
 def cost(problem: ConvProblem, params: Params) -> float:
     """Predicted nanoseconds on one thread."""
+    return cost_into(problem, params, problem.memory_format)
+
+
+def cost_into(problem: ConvProblem, params: Params, out_format: MemoryFormat) -> float:
+    """`cost` with a result of another memory format."""
     rows, vectors = params["rows"], params["vectors"]
     blocks = problem.groups * filter_blocks(problem, vectors * host().lanes(problem.itemsize))
     tiles, steps = tiles_and_steps(problem, rows)
     channels = problem.in_channels // problem.groups
     each = steps * channels * step_ns(rows, vectors) + tiles * per_tile_ns(rows, vectors)
-    if problem.memory_format == "contiguous":
-        # Channels lie a plane apart: a cache line brings one useful row of the tile; results are scattered.
-        each += steps * channels * 4 * FMA_NS + tiles * rows * vectors * 12 * FMA_NS
+    if problem.memory_format == "contiguous":  # channels lie a plane apart: a cache line brings one row of the tile
+        each += steps * channels * 4 * FMA_NS
+    if out_format == "contiguous":  # results are scattered
+        each += tiles * rows * vectors * 12 * FMA_NS
     return blocks * each + packing_ns(problem)
 
 

@@ -40,7 +40,7 @@ def cost(problem: ConvProblem, params: Params) -> float:
     """Predicted nanoseconds on one thread."""
     convolution, pooling = _parts(problem)
     size = pooling.itemsize * math.prod(pooling.in_shape)
-    each = direct.cost(convolution, params) + pool.cost(pooling, {}) + _LAUNCHES_NS
+    each = direct.cost_into(convolution, params, pooling.memory_format) + pool.cost(pooling, {}) + _LAUNCHES_NS
     each += _FAR_NS * size if size > host().l2 else 0
     return each * len(_starts(problem, convolution))
 
