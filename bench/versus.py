@@ -1,7 +1,7 @@
 """Compare fastconv with its peers, honestly: own processes, interleaved rounds, ratios.
 
     python bench/versus.py                                          # every section, tables on stdout
-    python bench/versus.py --section resnet50-plans --tune          # one section, tuned first
+    python bench/versus.py --section resnet50 --tune                # one section, tuned first
     python bench/versus.py --json figures.json --markdown docs/benchmarks.md --markdown README.md
 
 Needs the extra ``bench`` and torch (``pip install torch``, or its CPU build); ``--without jax`` leaves a peer out.
@@ -18,19 +18,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from harness import Worker, measure, set_threads
 from report import CEILINGS, OTHERS, circumstances, rate, stored_table, title_and_aim, verdict, write_markdown
-from roofline import draw
 from sections import SECTIONS, Section
 
 import fastconv
 from fastconv import algorithms
 from fastconv.descriptor import parse
 
-OPTIONAL_PEERS = ("oneDNN prepacked", "onnxruntime", "openvino", "jax")
+PACKAGES = ("onnxruntime", "openvino", "jax")  # of peers that bear their names
 
 
 def arguments() -> argparse.Namespace:
@@ -41,7 +41,8 @@ def arguments() -> argparse.Namespace:
     add("--threads", type=int, default=2)
     add("--rounds", type=int, default=20, help="samples of every peer per problem")
     add("--problems", type=int, help="only so many problems of each section, for a quick look")
-    add("--without", action="append", choices=OPTIONAL_PEERS, default=[], help="a rival to leave out")
+    optional = ("oneDNN prepacked", *PACKAGES)
+    add("--without", action="append", choices=optional, default=[], help="a rival to leave out")
     add("--tune", action="store_true", help="tune first what wisdom does not know")
     add("--budget", type=float, default=600.0, help="seconds of tuning for each section")
     add("--json", type=Path, help="keep the figures here; sections not run stay as they are")
@@ -95,6 +96,10 @@ def measured(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]
 def main() -> None:
     """Run the command."""
     options = arguments()
+    for package in PACKAGES:
+        if find_spec(package) is None and not options.render:
+            print(f"{package} is not installed: its figures are left out", file=sys.stderr)
+            options.without.append(package)
     set_threads(options.threads)
     stored = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
     if not options.render:
@@ -105,6 +110,8 @@ def main() -> None:
     order = [*SECTIONS, *OTHERS]
     stored = dict(sorted(stored.items(), key=lambda item: order.index(item[0])))
     if options.roofline:
+        from roofline import draw  # needs matplotlib
+
         draw(stored, options.roofline)
     for path in options.markdown:
         write_markdown(path, stored)

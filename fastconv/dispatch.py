@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal, get_args
@@ -37,6 +38,8 @@ class Choice:
         Threads that the kernel may use.
     entry : wisdom.Entry, optional
         The measurement behind the choice.
+    max_workspace : int, optional
+        The limit that it had to keep.
     """
 
     candidate: Candidate
@@ -44,6 +47,7 @@ class Choice:
     predicted_ns: float
     threads: int
     entry: Any = None
+    max_workspace: int | None = None
 
 
 class WisdomError(LookupError):
@@ -124,15 +128,24 @@ def choose(
     if entry is None and algorithm is None and _State.mode != "heuristic" and _worth_measuring(problem):
         entry, known = _without_wisdom(problem, threads), "measured"
     if entry is not None and algorithm in (None, entry.candidate.algorithm):
-        candidate, on = entry.candidate, entry.run_threads
-        if max_workspace is None or algorithms.workspace_bytes(problem, candidate, on) <= max_workspace:
-            return Choice(candidate, known, algorithms.predicted_ns(problem, candidate), on, entry)
+        for candidate, on in _fastest_first(problem, entry, algorithm):
+            if max_workspace is None or algorithms.workspace_bytes(problem, candidate, on) <= max_workspace:
+                predicted = algorithms.predicted_ns(problem, candidate)
+                return Choice(candidate, known, predicted, on, entry, max_workspace)
         if _State.mode == "wisdom" and algorithm is None:
             raise WisdomError(
-                f"the measured winner for {problem.descriptor} needs more than max_workspace={max_workspace}"
+                f"everything measured for {problem.descriptor} needs more than max_workspace={max_workspace}"
             )
     source = "cost model" if algorithm is None else "requested"
     return _by_model(problem, algorithm, threads, max_workspace, source)
+
+
+def _fastest_first(problem: Problem, entry: Any, algorithm: str | None) -> Iterator[tuple[Candidate, int]]:
+    """The winner of an entry, and the others that were measured for it, with their threads."""
+    yield entry.candidate, entry.run_threads
+    for found in sorted(entry.current(), key=lambda m: m.ns):
+        if algorithm in (None, found.candidate.algorithm) and _possible(problem, found.candidate):
+            yield found.candidate, found.threads
 
 
 def _by_model(problem: Problem, algorithm: str | None, threads: int, max_workspace: int | None, source: str) -> Choice:
@@ -140,7 +153,8 @@ def _by_model(problem: Problem, algorithm: str | None, threads: int, max_workspa
     needed = []
     for candidate in algorithms.candidates(problem, algorithm, learn.correction(problem, threads)):
         predicted = algorithms.predicted_ns(problem, candidate)
-        choice = Choice(candidate, source, predicted, threads if predicted > _WORTH_THREADS_NS else 1)
+        on = threads if predicted > _WORTH_THREADS_NS else 1
+        choice = Choice(candidate, source, predicted, on, max_workspace=max_workspace)
         if max_workspace is None:
             return choice
         needed.append(algorithms.workspace_bytes(problem, candidate, choice.threads))

@@ -33,6 +33,8 @@ class Explanation:
         What the measurements of similar problems make of that, for `threads` threads, if there are any.
     measured_ns, gflops, peak_fraction : float or None
         The best time that tuning saw, if this problem has been tuned.
+    tunable : bool
+        Whether there is more than one candidate.
     busy : float or None
         Share of the threads' time that is work if all are equally fast, by counting jobs; None if nobody can count.
     layout_copies : str
@@ -53,6 +55,7 @@ class Explanation:
     measured_ns: float | None
     gflops: float | None
     peak_fraction: float | None
+    tunable: bool
     busy: float | None
     layout_copies: str
     others: dict[str, str]
@@ -77,14 +80,14 @@ class Explanation:
 
     def _measured(self) -> str:
         if self.measured_ns is None:
-            return "not yet: run `fastconv tune` on this descriptor"
+            return "not yet: run `fastconv tune` on this descriptor" if self.tunable else "no: nothing to choose from"
         share = f", {self.peak_fraction:.0%} of the FMA peak" if self.peak_fraction else ""
         return f"{self.measured_ns / 1e3:.1f} us, {self.gflops:.0f} GFLOP/s{share}"
 
 
 def explain(problem: Any, kernel: Any, choice: Choice) -> Explanation:
     """Say which candidate computes `problem`, and what was weighed."""
-    entry, others = choice.entry, {}
+    others = {}
     for name in algorithms.names(problem.operation):
         if name != choice.candidate.algorithm:
             reason = algorithms.module(problem.operation, name).unsupported(problem)
@@ -93,9 +96,20 @@ def explain(problem: Any, kernel: Any, choice: Choice) -> Explanation:
         problem.descriptor, choice.candidate.algorithm, dict(choice.candidate.params), choice.source,
         choice.threads, kernel.workspace_bytes, choice.predicted_ns,
         learn.expected_ns(problem, choice.candidate, choice.predicted_ns, choice.threads),
-        entry.best_ns if entry else None, entry.gflops if entry else None, entry.peak_fraction if entry else None,
+        *_measured(problem, choice), len(algorithms.candidates(problem)) > 1,
         _busy(kernel, choice.threads), kernel.layout_copies, others,
     )  # fmt: skip
+
+
+def _measured(problem: Any, choice: Choice) -> tuple[float | None, float | None, float | None]:
+    """Nanoseconds, GFLOP/s and share of the FMA peak that tuning saw of what was chosen."""
+    entry = choice.entry
+    if entry is None:
+        return None, None, None
+    if choice.candidate == entry.candidate:
+        return entry.best_ns, entry.gflops, entry.peak_fraction
+    ns = min(m.ns for m in entry.current() if m.candidate == choice.candidate)
+    return ns, problem.flops / ns, entry.peak_fraction * entry.best_ns / ns
 
 
 def _busy(kernel: Any, threads: int) -> float | None:
@@ -118,7 +132,9 @@ def _other(problem: Any, algorithm: str, choice: Choice) -> str:
         best, threads, seen = algorithms.candidates(problem, algorithm, corrected)[0], choice.threads, ""
     predicted = algorithms.predicted_ns(problem, best)
     expected = learn.expected_ns(problem, best, predicted, threads)
-    return f"predicted {_forecast(predicted, expected)}{seen} ({best})"
+    limit, needed = choice.max_workspace, algorithms.workspace_bytes(problem, best, threads)
+    over = f", needs {needed} bytes, more than {limit}" if limit is not None and needed > limit else ""
+    return f"predicted {_forecast(predicted, expected)}{seen}{over} ({best})"
 
 
 def _forecast(predicted_ns: float, expected_ns: float | None) -> str:

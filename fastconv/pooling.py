@@ -55,7 +55,8 @@ class Pool:
         padding, dilation = pair(self.padding, "padding", least=0), pair(self.dilation, "dilation", least=1)
         for p, f, d in zip(padding, kernel, dilation, strict=True):
             if p > (d * (f - 1) + 1) // 2:
-                raise ValueError(f"padding must be at most half the kernel {kernel}, got {self.padding!r}")
+                span = tuple(b * (a - 1) + 1 for a, b in zip(kernel, dilation, strict=True))
+                raise ValueError(f"padding must be at most half the (dilated) kernel {span}, got {self.padding!r}")
         if self.mode != "max" and dilation != (1, 1):
             raise ValueError(f"dilation is for max pooling only, got {self.dilation!r} with mode {self.mode!r}")
         if self.mode == "lp" and padding != (0, 0):

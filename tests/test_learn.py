@@ -173,7 +173,11 @@ def test_wisdom_counts_only_if_it_fits():
     assert needed > 0
     assert dispatch.choose(NEAR, threads=2, max_workspace=needed).source == "wisdom"
     choice = dispatch.choose(NEAR, threads=2, max_workspace=needed - 1)
-    assert choice.source == "cost model" and choice.candidate != entry.candidate
+    fits = [m for m in entry.measured if algorithms.workspace_bytes(NEAR, m.candidate, m.threads) < needed]
+    assert choice.source == "wisdom" and choice.candidate == min(fits, key=lambda m: m.ns).candidate
+    told = str(explain(NEAR, dispatch.kernel_for(NEAR, None, 2, needed - 1)[0], choice))
+    assert f"needs {needed} bytes, more than {needed - 1} ({entry.candidate})" in told
+    assert f"measured      {min(m.ns for m in fits) / 1e3:.1f} us" in told
 
 
 def test_a_plan_within_a_limit_is_right():

@@ -279,7 +279,10 @@ def warmup(
     dtype: Annotated[list[str], typer.Option(help="float32 or float64; may be repeated.")] = ["float32"],  # noqa: B006
     json: Json = False,
 ) -> None:
-    """Compile the kernels of every algorithm into the disk cache, so that first calls are fast."""
+    """Compile the kernels of every algorithm, and the usual pooling windows, into the disk cache.
+
+    First calls are fast then. It takes some minutes.
+    """
     menu = warm.menu(dtype)
     with progress_bars() as bars:
         task = bars.add_task("compiling", total=1.0, step="")

@@ -50,8 +50,9 @@ def show(
         for row in rows:
             emit({**row.entry.as_dict(), "stale": row.stale})
         return
-    threads = [[*cells(row.entry), str(row.entry.threads), row.stale or ""] for row in rows]
-    show_table(None, COLUMNS | {"threads": "right", "not valid because": "left"}, threads)
+    stale = {"not valid because": "left"} if everything else {}
+    lines = [[*cells(row.entry), str(row.entry.threads), *([row.stale or ""] if everything else [])] for row in rows]
+    show_table(None, COLUMNS | {"threads": "right"} | stale, lines)
 
 
 @app.command("export")

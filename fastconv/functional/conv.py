@@ -39,7 +39,8 @@ def conv2d(
     activation : {None, "relu", "relu6", "leaky_relu"}
         Applied after the bias; the leaky slope is 0.01.
     pool : Pool, optional
-        Applied after the activation; the unpooled map is not written to memory by the "tiled" algorithm.
+        Applied after the activation, such as ``fastconv.Pool("max", 2)``. The unpooled map is never written by the
+        algorithm "tiled"; "two_pass" keeps it in cache.
     algorithm : str, optional
         A registered algorithm; the tuned or predicted best if not given.
     out : array, optional

@@ -32,7 +32,7 @@ def max_pool2d(
     stride : int or (int, int), optional
         Step of the window; the kernel size if not given.
     padding : int or (int, int), default 0
-        On both sides, at most half the kernel.
+        On both sides, at most half the (dilated) kernel.
     dilation : int or (int, int), default 1
         Distance of neighbouring taps.
     ceil_mode : bool, default False
