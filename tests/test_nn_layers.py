@@ -383,7 +383,7 @@ def test_dropout_gradcheck() -> None:
         (lambda: nn.ConvTranspose2d(3, 4, 3, dilation=0), "dilation must be at least 1, got 0"),
         (lambda: nn.Conv2d(0, 4, 3), "in_channels must be at least 1, got 0"),
         (lambda: nn.LocallyConnected2d(2, 3, 4, 5), "kernel_size 5 with dilation 1 spans 5 pixels"),
-        (lambda: nn.MaxPool2d(2, padding=2), "padding must be at most half the kernel"),
+        (lambda: nn.MaxPool2d(2, padding=2), r"padding must be at most half the \(dilated\) kernel"),
         (lambda: nn.LPPool2d(0, 2), "norm_type must be positive and finite, got 0"),
         (lambda: nn.Linear(4, 3)(np.ones((2, 5), np.float32)), r"x must have 4 features, got shape \(2, 5\)"),
         (lambda: nn.Conv2d(3, 4, 3)(np.ones((3, 8, 8), np.float32)), r"x must have 4 axes, got shape \(3, 8, 8\)"),

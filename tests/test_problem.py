@@ -250,7 +250,7 @@ def test_an_error_names_the_argument(x_shape: tuple, weight_shape: tuple, option
         (("mean", 2), "mode must be 'max', 'avg' or 'lp', got 'mean'"),
         (("max", 0), "kernel_size must be at least 1"),
         (("max", 2, 0), "stride must be at least 1"),
-        (("max", 3, 1, 2), "padding must be at most half the kernel"),
+        (("max", 3, 1, 2), r"padding must be at most half the \(dilated\) kernel"),
         (("avg", 3, 1, 0, 2), "dilation is for max pooling only"),
         (("lp", 3, 1, 1), "padding is not defined for lp"),
         (("lp", 3, 1, 0, 1, False, True, 0), "norm_type must be positive and finite"),
