@@ -132,14 +132,18 @@ class Emitter:
         with b.if_then(b.icmp_signed("<", done, count)):
             some(1, done, self.first(b.sub(count, done)))
 
+    @contextmanager
+    def lines(self, where: tuple, count: Any) -> Iterator[list]:
+        """Emit a loop over `count` lines; yields where each is, of the (address, step) of `where`."""
+        with cgutils.for_range(self.builder, count) as line:
+            yield [self.at(self.pointer(address), self.builder.mul(line.index, step)) for address, step in where]
+
     def over_lines(self, where: tuple, lines: Any, count: Any, some: Callable, sizes: tuple[int, ...] = (1,)) -> None:
         """Emit ``some(source, target, vectors, start, mask)`` for `count` elements of each line.
 
         `where` has (address, step) of the sources and of the targets; the rest is as in `in_vectors`.
         """
-        b = self.builder
-        with cgutils.for_range(b, lines) as line:
-            source, target = (self.at(self.pointer(address), b.mul(line.index, step)) for address, step in where)
+        with self.lines(where, lines) as (source, target):
             self.in_vectors(count, partial(some, source, target), sizes)
 
     def transpose(self, rows: list) -> list:

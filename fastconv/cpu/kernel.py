@@ -218,7 +218,10 @@ class Kernel(ABC):
     @property
     def workspace_bytes(self) -> int:
         """Scratch memory of one run on arrays in the problem's own memory format."""
-        geometry = self.dense_geometry()
+        return self.scratch_bytes(self.dense_geometry())
+
+    def scratch_bytes(self, geometry: Geometry) -> int:
+        """Scratch memory of all threads of one run."""
         return min(self.threads, geometry.jobs) * geometry.slab
 
     def launch(self, x: np.ndarray, out: np.ndarray) -> Launch | None:

@@ -8,8 +8,9 @@ image, or columns of a line that has been reduced over its rows already.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 from llvmlite import ir
@@ -96,10 +97,7 @@ def reduce_runs(typingctx, x, run, out, channels, divisor, OP, ITEM):
         x, run, out = (cgutils.unpack_tuple(builder, value) for value in args[:3])
         emit = Emitter(builder, itemsize, host().lanes(itemsize))
         reduction = Reduction(emit, OP.literal_value, 4)
-        with cgutils.for_range(builder, args[3]) as channel:
-            source, target = (
-                emit.at(emit.pointer(address), builder.mul(channel.index, step)) for address, step in (x, out)
-            )
+        with emit.lines((x, out), args[3]) as (source, target):
             builder.store(reduction.divided(reduction.run(source, *run), args[4]), target)
         return context.get_dummy_value()
 
@@ -152,14 +150,15 @@ class Reduction:
     def _folded(self, totals: list) -> Any:
         """One scalar from vectors of partial results, by halves."""
         bld, lanes = self.emitter.builder, self.emitter.lanes
+        merge = partial(folded, self.emitter, MAX if self.op == MAX else SUM)
         while len(totals) > 1:
             half = len(totals) // 2
-            totals = [self._merged(a, b) for a, b in zip(totals[:half], totals[half:], strict=True)]
+            totals = [merge(pair) for pair in zip(totals[:half], totals[half:], strict=True)]
         total, half = totals[0], lanes // 2
         while half:
             upper = [min(lane + half, lanes - 1) for lane in range(lanes)]
             order = ir.Constant(ir.VectorType(_I32, lanes), upper)
-            total = self._merged(total, bld.shuffle_vector(total, total, order))
+            total = merge((total, bld.shuffle_vector(total, total, order)))
             half //= 2
         return bld.extract_element(total, _I32(0))
 
@@ -189,7 +188,7 @@ class Reduction:
         elif self.op == SUM:
             bld.store(bld.fadd(before, value), total.value)
         else:
-            greater, nan = self._greater(value, before), self._nan(value)
+            greater, nan = bld.fcmp_ordered(">", value, before), self._nan(value)
             bld.store(bld.select(greater, value, before), total.value)
             bld.store(bld.select(nan, value, bld.load(total.nan)), total.nan)
             if here is not None:
@@ -210,16 +209,6 @@ class Reduction:
         bld = self.emitter.builder
         return bld.select(self._nan(bld.load(total.nan)), bld.load(total.nan_index), bld.load(total.index))
 
-    def _merged(self, before: Any, value: Any) -> Any:
-        bld = self.emitter.builder
-        if self.op in (SUM, SQUARES):
-            return bld.fadd(before, value)
-        larger = bld.select(self._greater(value, before), value, before)
-        return bld.select(self._nan(value), value, larger)
-
-    def _greater(self, value: Any, best: Any) -> Any:
-        return self.emitter.builder.fcmp_ordered(">", value, best)
-
     def _nan(self, value: Any) -> Any:
         return self.emitter.builder.fcmp_unordered("uno", value, value)
 
@@ -236,7 +225,7 @@ class Reduction:
         return self.emitter.splat(value, self.integers)
 
 
-def folded(emit: Emitter, op: int, values: list) -> Any:
+def folded(emit: Emitter, op: int, values: Sequence) -> Any:
     """The sum of some vectors, their sum of squares, or the maximum, which is NaN where a value is."""
     bld = emit.builder
     if op == SUM:

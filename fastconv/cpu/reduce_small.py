@@ -57,7 +57,8 @@ def reduce_small(typingctx, x, rows, columns, out, counts, divisors, TAPS, STRID
         for rows in range(1, TAPS.literal_value + 1):
             small = _Small(emit, OP.literal_value, (rows, x[3]), (TAPS.literal_value, STRIDE.literal_value), columns)
             chosen = builder.if_then(builder.icmp_signed("==", args[1], _I64(rows)))
-            with chosen, _lines(emit, x, out, counts) as (source, target), _blocks(emit, counts[2]) as start:
+            vectors = cgutils.for_range_slice(builder, _I64(0), counts[2], _I64(emit.lanes))
+            with chosen, _lines(emit, x, out, counts) as (source, target), vectors as (start, _):
                 mask = emit.first(builder.sub(counts[2], start))
                 result = small.reduced(source, start)
                 if small.op != MAX:
@@ -78,13 +79,6 @@ def _lines(emit: Emitter, x: list, out: list, counts: list) -> Iterator[tuple[An
             emit.at(emit.pointer(address), bld.mul(channel.index, channel_step), bld.mul(line.index, line_step))
             for address, channel_step, line_step in (x[:3], out)
         )
-
-
-@contextmanager
-def _blocks(emit: Emitter, count: Any) -> Iterator[Any]:
-    """A loop over the first element of every vector of `count`."""
-    with cgutils.for_range_slice(emit.builder, _I64(0), count, _I64(emit.lanes)) as (start, _):
-        yield start
 
 
 class _Small:

@@ -90,8 +90,8 @@ class TwoPass:
         """Scratch memory of one run, with the unpooled map."""
         convolution, pooling = self.convolution, self.pooling.problem
         x, unpooled = (dense_strides(p.in_shape, p.memory_format) for p in (convolution.problem, pooling))
-        geometry = convolution.geometry(x, unpooled)
-        return min(self.threads, geometry.jobs) * geometry.slab + pooling.itemsize * math.prod(pooling.in_shape)
+        scratch = convolution.scratch_bytes(convolution.geometry(x, unpooled))
+        return scratch + pooling.itemsize * math.prod(pooling.in_shape)
 
     def run(self, x: np.ndarray, packed: Packed, out: np.ndarray) -> None:
         """As `ConvKernel.run`."""
