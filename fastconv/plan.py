@@ -285,6 +285,8 @@ def plan(
         raise ValueError(f"memory_format must be 'contiguous' or 'channels_last', got {memory_format!r}")
     if not isinstance(x_shape, (tuple, list)) or len(x_shape) not in (3, 4):
         raise ValueError(f"x_shape must be (N, C, H, W) or (C, H, W), got {type(x_shape).__name__} {x_shape!s:.60}")
+    if max_workspace is not None and (not isinstance(max_workspace, (int, np.integer)) or max_workspace < 0):
+        raise ValueError(f"max_workspace must be None or a number of bytes, not negative, got {max_workspace!r}")
     shape = tuple(x_shape) if len(x_shape) == 4 else (1, *x_shape)
     problem = ConvProblem.create(
         shape, weight.shape, stride=stride, padding=padding, dilation=dilation, groups=groups,

@@ -194,3 +194,6 @@ def test_a_plan_within_a_limit_is_right():
         np.testing.assert_allclose(plan(x), expected, atol=1e-10)
     with pytest.raises(ValueError, match=r"max_workspace must be at least \d+ bytes"):
         fastconv.plan(x.shape, weight, padding=1, algorithm="im2col", max_workspace=10)
+    for wrong in ("1MB", -1):
+        with pytest.raises(ValueError, match=f"max_workspace must be None or a number of bytes.*, got {wrong!r}"):
+            fastconv.plan(x.shape, weight, padding=1, max_workspace=wrong)

@@ -255,6 +255,7 @@ def test_an_error_names_the_argument(x_shape: tuple, weight_shape: tuple, option
         (("lp", 3, 1, 1), "padding is not defined for lp"),
         (("lp", 3, 1, 0, 1, False, True, 0), "norm_type must be positive and finite"),
         (("lp", 3, 1, 0, 1, False, True, float("nan")), "norm_type must be positive and finite"),
+        (("lp", 3, 1, 0, 1, False, True, "2"), "norm_type must be positive and finite, got '2'"),
     ],
 )
 def test_a_window_names_a_bad_argument(arguments: tuple, message: str) -> None:

@@ -31,7 +31,7 @@ from fastconv.problem import ConvProblem
 
 GEOMETRY = fields(
     "lines", "line_count", "lines_per_job", "line_jobs", "taps", "blocks", "channels",
-    "x_batch", "x_step", "out_batch", "epilogue",
+    "x_batch", "x_step", "out_batch", "epilogue", "n_weights",
 )  # fmt: skip
 
 _MOST_CHANNELS = 8  # of a group: beyond, filters fill enough of a vector
@@ -100,7 +100,7 @@ def _compiled(ROWS: int, VECS: int, ITEM: int, LANES: int, stamp: str) -> Any:
                 for p in range(0, pixels, ROWS):
                     contract(
                         (x + ITEM * (n * g.x_batch + x_line + p * x_row + c), x_row, g.x_step),
-                        (weight + ITEM * c, g.channels),
+                        (weight + ITEM * block * g.n_weights, BLOCK),
                         (g.taps + 16 * tap, n_taps, steps),
                         (bias + ITEM * c, 0, LANES),
                         (o + ITEM * p * out_row, out_row, min(ROWS, pixels - p), BLOCK),
@@ -119,11 +119,11 @@ class Depthwise(ConvKernel):
         super().__init__(problem, params, threads)
         self.rows, self.block = params["rows"], params["vectors"] * self.lanes
         self.function = _compiled(self.rows, params["vectors"], self.item, self.lanes, source_stamp())
-        self.pack = ChannelPacker(problem)
+        self.pack = ChannelPacker(problem, self.block)
 
     def geometry(self, x: tuple[int, ...], out: tuple[int, ...]) -> Geometry:
         p = self.problem
-        found = lines(p, x, out, p.out_channels, self.rows, merged=True)
+        found = lines(p, x, out, self.block, self.rows, merged=True)
         count = len(found.lines)
         line_bytes = math.prod(p.in_shape[1:]) * self.item // count
         per_job, _ = split(count, line_bytes, 1, 0, p.batch, self.wanted_jobs(4))
@@ -132,5 +132,5 @@ class Depthwise(ConvKernel):
             GEOMETRY, p.batch * line_jobs, 0, {"lines": found.lines, "taps": found.taps},
             line_count=count, lines_per_job=per_job, line_jobs=line_jobs, blocks=-(-p.out_channels // self.block),
             channels=p.out_channels, x_batch=x[0], x_step=p.dilation[1] * x[3], out_batch=out[0],
-            epilogue=self.epilogue_address,
+            epilogue=self.epilogue_address, n_weights=math.prod(p.kernel_size) * self.block,
         )  # fmt: skip

@@ -122,13 +122,29 @@ class Packer(ABC):
 
 
 class ChannelPacker(Packer):
-    """Weights for vectors of filters that see few channels: (K, C/groups, R, S) as (R, S, C/groups, K)."""
+    """Weights for vectors of filters that see few channels: (K, C/groups, R, S) as (block, R, S, C/groups, filter).
 
-    def __init__(self, problem: ConvProblem) -> None:
-        self.no_bias = np.zeros(problem.out_channels, problem.dtype)
+    What a tile reads lies together. With all filters side by side, a power of two of them would put every tap
+    into the same few sets of the cache. The last block ends with the last filter and may overlap the one before.
+
+    Parameters
+    ----------
+    problem : ConvProblem
+    block : int
+        Filters of a tile.
+    """
+
+    def __init__(self, problem: ConvProblem, block: int) -> None:
+        filters = problem.out_channels
+        starts = [*range(0, filters - block, block), filters - block]
+        place = np.arange(math.prod(problem.weight_shape)).reshape(problem.weight_shape).transpose(2, 3, 1, 0)
+        _, width, channels, _ = place.shape
+        order = np.stack([place[..., start : start + block] for start in starts])
+        self.order = order.reshape(-1, width, channels, block)  # launchers take 4 axes
+        self.no_bias = np.zeros(filters, problem.dtype)
 
     def __call__(self, weight: np.ndarray, bias: np.ndarray | None) -> Packed:
-        packed = np.ascontiguousarray(weight.transpose(2, 3, 1, 0))
+        packed = weight.reshape(-1).take(self.order)
         return packed, self.no_bias if bias is None else np.ascontiguousarray(bias)
 
 

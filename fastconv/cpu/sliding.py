@@ -81,6 +81,7 @@ def make(problem: ConvProblem, params: Params, threads: int) -> Sliding:
 @cache
 def _compiled(PIXELS: int, VECS: int, TAPS: int, STRIDE: int, GROUP: int, LANES: int, ITEM: int, stamp: str) -> Any:
     BLOCK = VECS * LANES
+    W_ROW = TAPS * GROUP * BLOCK
 
     @job_kernel(GEOMETRY)
     def sliding(x, weight, bias, out, scratch, geometry, index):
@@ -89,8 +90,6 @@ def _compiled(PIXELS: int, VECS: int, TAPS: int, STRIDE: int, GROUP: int, LANES:
         block_job, rest = index % g.block_jobs, index // g.block_jobs
         first_row, n = rest % g.row_jobs * g.rows_per_job, rest // g.row_jobs
         first_block = block_job * g.blocks_per_job
-        w_channel = g.channels
-        w_tap = GROUP * w_channel
         for block in range(first_block, min(first_block + g.blocks_per_job, g.blocks)):
             # The last block moves back onto channels already done, which get the same values again.
             c = min(block * BLOCK, g.channels - BLOCK)
@@ -98,14 +97,14 @@ def _compiled(PIXELS: int, VECS: int, TAPS: int, STRIDE: int, GROUP: int, LANES:
                 top = i * g.stride_h - g.top
                 r, last = inside(top, g.dilation_h, g.in_height, g.kernel_h)
                 image = x + ITEM * (n * g.x_batch + (top + r * g.dilation_h) * g.x_row + c)
-                w = weight + ITEM * (r * TAPS * w_tap + c)
+                w = weight + ITEM * W_ROW * (block * g.kernel_h + r)
                 o = out + ITEM * (n * g.out_batch + i * g.out_row + c)
                 for p in range(0, g.out_width, PIXELS):
                     left = p * STRIDE - g.left
                     slide(
                         (image + ITEM * left * g.x_column, g.dilation_h * g.x_row, g.x_column, last - r),
                         (-left, g.in_width - left, g.zeros),
-                        (w, TAPS * w_tap, w_tap, w_channel),
+                        (w, W_ROW, GROUP * BLOCK, BLOCK),
                         bias + ITEM * c,
                         (o + ITEM * p * g.out_column, g.out_column, g.out_width - p),
                         g.epilogue, PIXELS, VECS, TAPS, STRIDE, GROUP, LANES, ITEM,
@@ -127,7 +126,7 @@ class Sliding(ConvKernel):
             params["pixels"], vectors, problem.kernel_size[1], problem.stride[1],
             problem.in_channels // problem.groups, lanes, self.item, source_stamp(),
         )  # fmt: skip
-        self.pack = ChannelPacker(problem)
+        self.pack = ChannelPacker(problem, self.block)
         self.zeros = np.zeros(self.block, problem.dtype)
 
     def geometry(self, x: tuple[int, ...], out: tuple[int, ...]) -> Geometry:
