@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
+import numpy as np
+
 from fastconv.sizes import Pair, conv_output_size, pair, pair_word
+
+_NUMBERS: Any = (int, float, np.integer, np.floating)
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,7 @@ class Pool:
             raise ValueError(f"dilation is for max pooling only, got {self.dilation!r} with mode {self.mode!r}")
         if self.mode == "lp" and padding != (0, 0):
             raise ValueError(f"padding is not defined for lp pooling, got {self.padding!r}")
-        norm: Any = self.norm_type
-        if not (isinstance(norm, Real) and 0 < norm < math.inf):
+        if not isinstance(self.norm_type, _NUMBERS) or not (0 < self.norm_type < math.inf):
             raise ValueError(f"norm_type must be positive and finite, got {self.norm_type!r}")
         values: dict[str, Any] = {"kernel_size": kernel, "stride": stride, "padding": padding, "dilation": dilation}
         values |= {"norm_type": float(self.norm_type) if self.mode == "lp" else 2.0}
