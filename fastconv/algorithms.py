@@ -19,9 +19,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeAlias
 
 from fastconv.problem import Problem
+
+Params: TypeAlias = dict[str, int]
 
 # In order of preference among equals; the last of each operation takes every problem.
 _MODULES = {
@@ -53,6 +55,9 @@ _MODULES = {
     ("pool", "cpu", "reference"): "fastconv.reference",
     ("pool_backward_input", "cpu", "direct"): "fastconv.cpu.pool_backward",
     ("pool_backward_input", "cpu", "reference"): "fastconv.reference_backward",
+    ("conv", "cuda", "reference"): "fastconv.cuda.reference",
+    ("conv_backward_input", "cuda", "reference"): "fastconv.cuda.reference_backward",
+    ("conv_backward_weight", "cuda", "reference"): "fastconv.cuda.reference_backward",
 }
 
 

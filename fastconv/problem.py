@@ -42,6 +42,13 @@ MemoryFormat: TypeAlias = Literal["contiguous", "channels_last"]
 
 ACTIVATIONS = ("relu", "relu6", "leaky_relu")
 LEAKY_SLOPE = 0.01
+# (slope, low, high) of x < 0 ? slope * x : x, clamped to [low, high]. A slope of 1 keeps -inf out of a product with 0.
+EPILOGUES: dict[str | None, tuple[float, float, float]] = {
+    None: (1.0, -math.inf, math.inf),
+    "relu": (1.0, 0.0, math.inf),
+    "relu6": (1.0, 0.0, 6.0),
+    "leaky_relu": (LEAKY_SLOPE, -math.inf, math.inf),
+}
 DIRECTIONS = {"": "forward", "dgrad": "backward_input", "wgrad": "backward_weight"}
 DTYPES = {"f32": "float32", "f64": "float64"}
 FORMATS: dict[str, MemoryFormat] = {"nchw": "contiguous", "nhwc": "channels_last"}

@@ -11,24 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from fastconv.algorithms import Params
 from fastconv.arrays import dense_strides, empty
 from fastconv.cpu.host import host
 from fastconv.cpu.launch import Launcher, conv_launcher, usable_threads, workspace
 from fastconv.cpu.pack import Packed, Packer
 from fastconv.jit import CFunction
-from fastconv.problem import LEAKY_SLOPE, ConvProblem
-
-Params = dict[str, int]
+from fastconv.problem import EPILOGUES, ConvProblem
 
 _EVEN = 1.15  # time until the last thread is done, as a multiple of the mean, that is good enough
 _MOST_LAYOUTS = 64  # of arrays, remembered for each kernel
-
-# (slope, low, high) of `contract`'s epilogue. A slope of 1 keeps -inf out of a product with 0.
-_EPILOGUES = {
-    "relu": (1.0, 0.0, np.inf),
-    "relu6": (1.0, 0.0, 6.0),
-    "leaky_relu": (LEAKY_SLOPE, -np.inf, np.inf),
-}
 
 
 @dataclass(frozen=True)
@@ -253,7 +245,7 @@ class ConvKernel(Kernel):
 
     def __init__(self, problem: ConvProblem, params: Params, threads: int) -> None:
         super().__init__(problem, params, threads)
-        self.epilogue = np.array(_EPILOGUES.get(problem.activation or "", (1, 0, 0)), problem.dtype)
+        self.epilogue = np.array(EPILOGUES[problem.activation], problem.dtype)
         self.launcher = conv_launcher(problem.dtype)
 
     @property

@@ -1,0 +1,199 @@
+"""Arrays on a GPU as users bring them: PyTorch tensors, CuPy arrays, Numba device arrays, and whatever says where it is.
+
+An array is described once, as a `DeviceArray`, without a copy, and results are made by the library that the input
+came from, on the stream that this library works on.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastconv.arrays import dense_strides
+from fastconv.cuda.toolkit import SIMULATED, SimulatedPointer, cuda, require
+from fastconv.problem import MemoryFormat
+
+_DTYPES = ("float32", "float64")
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceArray:
+    """Where an array lies on a GPU.
+
+    Attributes
+    ----------
+    pointer : int
+        Address of the first element.
+    shape, strides : tuple of int
+        Strides in elements, none negative.
+    dtype : str
+        NumPy's name of it.
+    owner : object
+        What keeps the memory alive.
+    stream : int
+        Handle of the stream that its owner works on; 0 is the default stream.
+    """
+
+    pointer: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: str
+    owner: Any
+    stream: int = 0
+
+    @property
+    def reach(self) -> int:
+        """Elements from the first to behind the last."""
+        if 0 in self.shape:
+            return 0
+        return 1 + sum((size - 1) * step for size, step in zip(self.shape, self.strides, strict=True))
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    def simulated(self) -> SimulatedPointer:
+        """The memory as kernels get it in the simulator, where it is the host's."""
+        host = self.owner._ary
+        return SimulatedPointer(np.lib.stride_tricks.as_strided(host, (self.reach,), (host.itemsize,)))
+
+
+def memory_format(shape: tuple[int, ...], strides: tuple[int, ...]) -> MemoryFormat:
+    """The format of an (N, C, H, W) array, as `fastconv.arrays.memory_format` says it of an array of NumPy's."""
+    dense = dense_strides(shape, "contiguous")
+    if all(size == 1 or step == wanted for size, step, wanted in zip(shape, strides, dense, strict=True)):
+        return "contiguous"
+    return "channels_last" if strides[1] < strides[3] else "contiguous"
+
+
+class Library(ABC):
+    """What fastconv asks of a library of GPU arrays."""
+
+    @abstractmethod
+    def owns(self, x: Any) -> bool:
+        """Whether `x` is an array of this library, on a GPU."""
+
+    @abstractmethod
+    def describe(self, x: Any) -> DeviceArray:
+        """Where `x` lies."""
+
+    @abstractmethod
+    def new(self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str, like: Any) -> Any:
+        """An uninitialised array with these strides in elements, on the device of `like`."""
+
+    def empty(self, shape: tuple[int, ...], dtype: str, format: MemoryFormat, like: Any) -> Any:
+        """An uninitialised (N, C, H, W) array in a memory format, on the device of `like`."""
+        return self.new(shape, dense_strides(shape, format), dtype, like)
+
+
+class _Torch(Library):
+    def owns(self, x: Any) -> bool:
+        return _is_from(x, "torch") and getattr(x, "is_cuda", False)
+
+    def describe(self, x: Any) -> DeviceArray:
+        import torch
+
+        dtype, stream = str(x.dtype).removeprefix("torch."), torch.cuda.current_stream(x.device).cuda_stream
+        return DeviceArray(x.data_ptr(), tuple(x.shape), x.stride(), dtype, x, stream)
+
+    def new(self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str, like: Any) -> Any:
+        import torch
+
+        return torch.empty_strided(shape, strides, dtype=getattr(torch, dtype), device=like.device)
+
+
+class _CuPy(Library):
+    def owns(self, x: Any) -> bool:
+        return _is_from(x, "cupy")
+
+    def describe(self, x: Any) -> DeviceArray:
+        import cupy
+
+        strides = tuple(step // x.itemsize for step in x.strides)
+        return DeviceArray(x.data.ptr, x.shape, strides, str(x.dtype), x, cupy.cuda.get_current_stream().ptr)
+
+    def new(self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str, like: Any) -> Any:
+        import cupy
+
+        with like.device:
+            flat = cupy.empty(math.prod(shape), dtype)
+        return cupy.ndarray(shape, dtype, flat.data, tuple(step * flat.itemsize for step in strides))
+
+
+class _Numba(Library):
+    """Numba's device arrays, those of its simulator among them, and for their results all that only say where they are."""
+
+    def owns(self, x: Any) -> bool:
+        return hasattr(x, "__cuda_array_interface__") or (SIMULATED and _is_from(x, "numba"))
+
+    def describe(self, x: Any) -> DeviceArray:
+        if SIMULATED:
+            strides = tuple(step // x.dtype.itemsize for step in x.strides)
+            return DeviceArray(x._ary.ctypes.data, tuple(x.shape), strides, str(x.dtype), x)
+        where = x.__cuda_array_interface__
+        shape, dtype = tuple(where["shape"]), np.dtype(where["typestr"])
+        steps = where.get("strides")
+        if steps is None:
+            steps = np.empty(shape, np.dtype([])).strides if not math.prod(shape) else _row_major(shape, dtype.itemsize)
+        strides = tuple(step // dtype.itemsize for step in steps)
+        return DeviceArray(where["data"][0], shape, strides, str(dtype), x, where.get("stream") or 0)
+
+    def new(self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str, like: Any) -> Any:
+        itemsize = np.dtype(dtype).itemsize
+        if SIMULATED:
+            from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
+
+            host = np.empty(math.prod(shape), dtype)
+            host.view(np.uint8)[:] = 0xFF  # NaN: what a kernel does not write is seen
+            return FakeCUDAArray(np.lib.stride_tricks.as_strided(host, shape, [itemsize * step for step in strides]))
+        return cuda.device_array(shape, dtype, strides=tuple(itemsize * step for step in strides))
+
+
+def _row_major(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    return tuple(itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def _is_from(x: Any, package: str) -> bool:
+    return type(x).__module__.split(".")[0] == package
+
+
+_LIBRARIES = (_Torch(), _CuPy(), _Numba())
+
+
+def library_of(x: Any) -> Library | None:
+    """The library whose GPU array `x` is; None if it is no such array."""
+    if isinstance(x, np.ndarray):
+        return None
+    return next((library for library in _LIBRARIES if library.owns(x)), None)
+
+
+def as_device_array(x: Any, name: str, ndim: tuple[int, ...] | None = None) -> DeviceArray:
+    """Describe a GPU array.
+
+    Raises
+    ------
+    ImportError
+        If Numba's CUDA target is not installed; says what to install.
+    TypeError
+        If `x` is not on a GPU, or its elements are not float32 or float64.
+    ValueError
+        If it has another number of axes, or negative strides.
+    """
+    library = library_of(x)
+    if library is None:
+        raise TypeError(f"{name} must be on the GPU, as the other arrays are, got {type(x).__name__}")
+    require()
+    array = library.describe(x)
+    if array.dtype not in _DTYPES:
+        raise TypeError(f"{name} must be float32 or float64, got {array.dtype}")
+    if ndim is not None and len(array.shape) not in ndim:
+        wanted = " or ".join(map(str, ndim))
+        raise ValueError(f"{name} must have {wanted} axes, got shape {array.shape}")
+    if min(array.strides, default=0) < 0:
+        raise ValueError(f"{name} must not have negative strides, got {array.strides}; copy it first")
+    return array

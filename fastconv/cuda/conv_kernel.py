@@ -1,0 +1,80 @@
+"""Convolution kernels bound to a problem: the part that all algorithms on a GPU share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, TypeAlias
+
+from fastconv.cuda.arrays import DeviceArray
+from fastconv.cuda.kernel import Launch
+from fastconv.problem import ConvProblem
+
+Strides: TypeAlias = tuple[int, ...]
+Packed: TypeAlias = tuple[DeviceArray, DeviceArray | None]
+
+_MOST_LAYOUTS = 64  # of arrays, remembered for each kernel
+
+
+class DeviceKernel(ABC):
+    """An algorithm bound to a problem; a launch is made once for arrays that are alike.
+
+    Attributes
+    ----------
+    layout_copies : str
+        Which arrays a run copies to another layout, for `Plan.explain`.
+    workspace_bytes : int
+        Scratch memory of one run.
+    """
+
+    layout_copies = "none"
+    workspace_bytes = 0
+
+    def __init__(self, problem: Any) -> None:
+        self.problem = problem
+        self._launches: dict[tuple[Strides, ...], Launch] = {}
+
+    @abstractmethod
+    def launch(self, *strides: Strides) -> Launch:
+        """What computes on arrays with these strides in elements."""
+
+    def start(self, arrays: tuple[DeviceArray, ...], bias: tuple[DeviceArray | None, ...] = ()) -> None:
+        """Run on `arrays`, the last of them written, with `bias` before it, on the stream of the first."""
+        key = tuple(array.strides for array in arrays)
+        launch = self._launches.get(key)
+        if launch is None:
+            if len(self._launches) >= _MOST_LAYOUTS:
+                self._launches.clear()
+            launch = self._launches[key] = self.launch(*key)
+        launch((*arrays[:-1], *bias, arrays[-1]), arrays[0].stream)
+
+
+class ConvKernel(DeviceKernel):
+    """A convolution, or the gradient of its input: packs weights once, then runs on arrays.
+
+    `launch` gets the strides of input, packed weights and result.
+    """
+
+    problem: ConvProblem
+
+    def pack(self, weight: DeviceArray, bias: DeviceArray | None) -> Packed:
+        """Weights (K, C/groups, R, S) and bias in the layout that `run` reads: as they are."""
+        return weight, bias
+
+    def run(self, x: DeviceArray, packed: Packed, out: DeviceArray) -> None:
+        """Compute `out` from `x`; both (N, C, H, W) with the problem's sizes and dtype."""
+        weight, bias = packed
+        self.start((x, weight, out), (bias,))
+
+    def convolve(self, x: DeviceArray, weight: DeviceArray, bias: DeviceArray | None, out: DeviceArray) -> None:
+        """`run` with weights and bias as they are."""
+        self.run(x, self.pack(weight, bias), out)
+
+
+class WeightKernel(DeviceKernel):
+    """The gradient of a convolution's weights; `launch` gets the strides of x, the output's gradient and the result."""
+
+    problem: ConvProblem
+
+    def run(self, x: DeviceArray, grad_output: DeviceArray, out: DeviceArray) -> None:
+        """Compute `out` (K, C/groups, R, S) from x (N, C, H, W) and the gradient of the output (N, K, Ho, Wo)."""
+        self.start((x, grad_output, out))

@@ -1,0 +1,30 @@
+"""Arithmetic that kernels share, on one element."""
+
+from __future__ import annotations
+
+from fastconv.cuda.toolkit import device
+
+
+@device
+def activated(value, epilogue):
+    """`fastconv.cuda.geometry.Epilogue`; NaN compares false, so it passes through."""
+    if value < 0:
+        value = value * epilogue.slope
+    if value < epilogue.low:
+        value = epilogue.low
+    if value > epilogue.high:
+        value = epilogue.high
+    return value
+
+
+@device
+def first_tap(position, dilation):
+    """The first tap that is not before the image, of taps at position, position + dilation, ..."""
+    return 0 if position >= 0 else (dilation - 1 - position) // dilation
+
+
+@device
+def last_tap(position, dilation, size, taps):
+    """One behind the last of `taps` taps that is not behind an image of a size."""
+    inside = (size - position + dilation - 1) // dilation
+    return max(0, min(taps, inside))

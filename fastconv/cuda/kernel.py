@@ -1,0 +1,90 @@
+"""Kernels as objects: a function with its types, and a launch of it with everything decided but the addresses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from fastconv.cuda import driver
+from fastconv.cuda.arrays import DeviceArray
+from fastconv.cuda.toolkit import SIMULATED, Capability, SimulatedPointer, cubin, cuda
+
+MOST_BLOCKS = 65_535  # along the second and third axis of a grid
+
+
+class Kernel:
+    """A function for the GPU; compiled, or loaded from disk, when it is first launched on a device.
+
+    Parameters
+    ----------
+    function : callable
+        Takes flat pointers first, then numbers and named tuples of them.
+    arguments : tuple of Numba types
+    variant : tuple of int or str
+        The literals that the function closes over; its name, with them, is that of no other kernel.
+    threads : int
+        Of a block.
+    blocks : int, optional
+        Fewest blocks that a multiprocessor must be able to hold: a limit for registers.
+    features : str, default ""
+        "a" for code that runs on chips of exactly the device's compute capability.
+    """
+
+    def __init__(
+        self, function: Callable, arguments: tuple, variant: tuple = (), *, threads: int, blocks: int | None = None,
+        features: str = "",
+    ) -> None:  # fmt: skip
+        self.function, self.arguments, self.threads, self.features = function, arguments, threads, features
+        self.name = "_".join(["fastconv", function.__name__, *map(str, variant)])
+        self.bounds = threads if blocks is None else (threads, blocks)
+        self._simulated = cuda.jit(function) if SIMULATED else None
+
+    def cubin(self, capability: Capability) -> bytes:
+        """Machine code for a compute capability; nothing needs a GPU."""
+        return cubin(self.function, self.arguments, capability, name=self.name, launch_bounds=self.bounds)
+
+    def simulate(self, grid: tuple[int, ...], shared: int, arguments: tuple) -> None:
+        """Run in Numba's simulator, on `SimulatedPointer`s and numbers."""
+        assert self._simulated is not None
+        self._simulated[grid, self.threads, 0, shared](*arguments)
+
+
+class Launch:
+    """A kernel with its grid and numbers, ready for arrays.
+
+    Parameters
+    ----------
+    kernel : Kernel
+    grid : tuple of int
+        Blocks along up to three axes.
+    values : tuple
+        The arguments after the pointers: numbers and named tuples of them.
+    shared : int, default 0
+        Bytes of dynamic shared memory of a block.
+
+    Raises
+    ------
+    ValueError
+        If a GPU has no such grid.
+    """
+
+    def __init__(self, kernel: Kernel, grid: tuple[int, ...], values: tuple, shared: int = 0) -> None:
+        if max(grid[1:], default=0) > MOST_BLOCKS or grid[0] >= 1 << 31:
+            raise ValueError(f"a GPU has no grid of {grid} blocks")
+        self.kernel, self.grid, self.values, self.shared = kernel, grid, values, shared
+        self._prepared: Any = None
+
+    def __call__(self, arrays: Sequence[DeviceArray | None], stream: int = 0) -> None:
+        """Start the kernel on arrays; None stands for an array that it does not read."""
+        if not math.prod(self.grid):
+            return
+        if SIMULATED:
+            pointers = [SimulatedPointer(np.empty(0)) if a is None else a.simulated() for a in arrays]
+            self.kernel.simulate(self.grid, self.shared, (*pointers, *self.values))
+            return
+        if self._prepared is None:
+            self._prepared = driver.Prepared(self)
+        self._prepared([0 if a is None else a.pointer for a in arrays], stream)

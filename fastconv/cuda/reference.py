@@ -1,0 +1,91 @@
+"""Convolution with a thread for each element of the result: plain loops, any strides, nothing beyond CUDA's basics.
+
+It takes every problem, runs in Numba's simulator as it stands, and is what the other kernels of this package are
+compared with on a GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+from fastconv.algorithms import Params
+from fastconv.cuda.conv_kernel import ConvKernel, Strides
+from fastconv.cuda.elements import activated, first_tap, last_tap
+from fastconv.cuda.geometry import ConvGeometry, Epilogue
+from fastconv.cuda.kernel import Kernel, Launch
+from fastconv.cuda.toolkit import cuda, int64, numbers, pointer, types
+from fastconv.problem import ConvProblem
+
+THREADS = 128
+_NS_PER_FLOP = 0.002  # memory and index arithmetic hide all else
+_LAUNCH_NS = 5_000.0
+
+
+def unsupported(problem: ConvProblem) -> str | None:
+    """Why this algorithm cannot compute `problem`, or None if it can."""
+    return "it does not pool" if problem.pool else None
+
+
+def space(problem: ConvProblem) -> list[Params]:
+    """There is nothing to tune."""
+    return [{}]
+
+
+def cost(problem: ConvProblem, params: Params) -> float:
+    """Predicted time in nanoseconds on a large GPU."""
+    return _LAUNCH_NS + _NS_PER_FLOP * problem.flops
+
+
+def make(problem: ConvProblem, params: Params, threads: int) -> ReferenceConv:
+    """The kernel of a problem; `threads` are of the CPU and change nothing."""
+    return ReferenceConv(problem)
+
+
+@cache
+def _convolve(dtype: str) -> Kernel:
+    real = getattr(types, dtype)
+
+    def convolve(x, weight, bias, out, g, epilogue):
+        index, step = cuda.grid(1), cuda.gridsize(1)
+        filters, pixels = g.groups * g.filters, g.out_height * g.out_width
+        while index < g.batch * filters * pixels:
+            # Neighbouring threads write to neighbouring addresses.
+            if g.channels_last:
+                k, pixel, n = index % filters, index // filters % pixels, index // filters // pixels
+            else:
+                pixel, k, n = index % pixels, index // pixels % filters, index // pixels // filters
+            i, j = pixel // g.out_width, pixel % g.out_width
+            top, left = i * g.stride_h - g.top, j * g.stride_w - g.left
+            image = n * g.x_batch + k // g.filters * g.channels * g.x_channel
+            total = real(0)
+            for r in range(first_tap(top, g.dilation_h), last_tap(top, g.dilation_h, g.in_height, g.kernel_h)):
+                for s in range(first_tap(left, g.dilation_w), last_tap(left, g.dilation_w, g.in_width, g.kernel_w)):
+                    at = image + (top + r * g.dilation_h) * g.x_row + (left + s * g.dilation_w) * g.x_column
+                    w = k * g.w_filter + r * g.w_row + s * g.w_column
+                    for c in range(g.channels):
+                        total += x[at + c * g.x_channel] * weight[w + c * g.w_channel]
+            if g.has_bias:
+                total += bias[k]
+            where = n * g.out_batch + k * g.out_channel + i * g.out_row + j * g.out_column
+            out[where] = activated(total, epilogue)
+            index += step
+
+    array = pointer(real)
+    kinds = (array, array, array, array, numbers(int64, ConvGeometry), numbers(real, Epilogue))
+    return Kernel(convolve, kinds, (dtype,), threads=THREADS)
+
+
+def blocks_for(elements: int) -> tuple[int]:
+    """A grid with a thread for each element, or as many as are worth having: threads go on to further elements."""
+    return (min(-(-elements // THREADS), 1 << 16),)
+
+
+class ReferenceConv(ConvKernel):
+    """The forward convolution of any problem that does not pool."""
+
+    def launch(self, *strides: Strides) -> Launch:
+        x, weight, out = strides
+        p = self.problem
+        values = (ConvGeometry.of(p, x, out, weight), Epilogue.of(p.activation))
+        return Launch(_convolve(p.dtype), blocks_for(math.prod(p.out_shape)), values)
