@@ -55,9 +55,15 @@ _MODULES = {
     ("pool", "cpu", "reference"): "fastconv.reference",
     ("pool_backward_input", "cpu", "direct"): "fastconv.cpu.pool_backward",
     ("pool_backward_input", "cpu", "reference"): "fastconv.reference_backward",
+    ("conv", "cuda", "tiled"): "fastconv.cuda.tiled",
     ("conv", "cuda", "reference"): "fastconv.cuda.reference",
     ("conv_backward_input", "cuda", "reference"): "fastconv.cuda.reference_backward",
     ("conv_backward_weight", "cuda", "reference"): "fastconv.cuda.reference_backward",
+    ("local", "cuda", "reference"): "fastconv.cuda.local",
+    ("local_backward_input", "cuda", "reference"): "fastconv.cuda.local_backward",
+    ("local_backward_weight", "cuda", "reference"): "fastconv.cuda.local_backward",
+    ("pool", "cuda", "reference"): "fastconv.cuda.pool",
+    ("pool_backward_input", "cuda", "reference"): "fastconv.cuda.pool_backward",
 }
 
 
@@ -72,12 +78,17 @@ class Candidate:
         return " ".join([self.algorithm, *(f"{name}={value}" for name, value in self.params)])
 
 
-def names(operation: str, backend: str = "cpu") -> list[str]:
-    """Registered algorithms of an operation (`Problem.operation`), in order."""
-    return [name for op, where, name in _MODULES if (op, where) == (operation, backend)]
+def names(operation: str, device: str = "cpu") -> list[str]:
+    """Registered algorithms of an operation (`Problem.operation`) on a device, in order."""
+    return [name for op, where, name in _MODULES if (op, where) == (operation, device)]
 
 
-def module(operation: str, name: str, backend: str = "cpu") -> Any:
+def module_of(problem: Problem, name: str) -> Any:
+    """`module` for the operation and device of a problem."""
+    return module(problem.operation, name, problem.device)
+
+
+def module(operation: str, name: str, device: str = "cpu") -> Any:
     """The module of a registered algorithm, or an object in it that stands for one; imported on first use.
 
     Raises
@@ -85,20 +96,20 @@ def module(operation: str, name: str, backend: str = "cpu") -> Any:
     ValueError
         If no such algorithm is registered; lists those that are.
     """
-    where, attribute = _path(operation, name, backend)
+    where, attribute = _path(operation, name, device)
     found = import_module(where)
     return getattr(found, attribute) if attribute else found
 
 
-def source(operation: str, name: str, backend: str = "cpu") -> str:
-    """Dotted name of the module that holds a registered algorithm. Errors as `module`."""
-    return _path(operation, name, backend)[0]
+def source_of(problem: Problem, name: str) -> str:
+    """Dotted name of the module that holds a registered algorithm for a problem. Errors as `module`."""
+    return _path(problem.operation, name, problem.device)[0]
 
 
-def _path(operation: str, name: str, backend: str) -> tuple[str, str]:
-    path = _MODULES.get((operation, backend, name))
+def _path(operation: str, name: str, device: str) -> tuple[str, str]:
+    path = _MODULES.get((operation, device, name))
     if path is None:
-        known = ", ".join(names(operation, backend))
+        known = ", ".join(names(operation, device))
         raise ValueError(f"algorithm must be None or one of {known} for {operation}, got {name!r}")
     where, _, attribute = path.partition(":")
     return where, attribute
@@ -106,7 +117,7 @@ def _path(operation: str, name: str, backend: str) -> tuple[str, str]:
 
 def supporting(problem: Problem) -> list[str]:
     """Algorithms that can compute `problem`, in order."""
-    return [n for n in names(problem.operation) if module(problem.operation, n).unsupported(problem) is None]
+    return [n for n in names(problem.operation, problem.device) if module_of(problem, n).unsupported(problem) is None]
 
 
 def candidates(
@@ -128,7 +139,7 @@ def candidates(
         If `algorithm` is unknown or does not support the problem, or nothing does.
     """
     if algorithm is not None:
-        reason = module(problem.operation, algorithm).unsupported(problem)
+        reason = module_of(problem, algorithm).unsupported(problem)
         if reason is not None:
             can = ", ".join(supporting(problem))
             raise ValueError(f"algorithm {algorithm!r} does not support {problem.descriptor}: {reason}; use {can}")
@@ -140,7 +151,7 @@ def candidates(
         chosen = [name for name in chosen if name != "reference"] or chosen
     found = []
     for name in chosen:
-        code = module(problem.operation, name)
+        code = module_of(problem, name)
         found += [(code.cost(problem, p), Candidate(name, tuple(sorted(p.items())))) for p in code.space(problem)]
     if correction is not None:
         found = [(cost * correction(candidate), candidate) for cost, candidate in found]
@@ -149,10 +160,10 @@ def candidates(
 
 def workspace_bytes(problem: Problem, candidate: Candidate, threads: int) -> int:
     """Scratch memory in bytes of a call on so many threads. Nothing is compiled."""
-    code = module(problem.operation, candidate.algorithm)
+    code = module_of(problem, candidate.algorithm)
     return code.make(problem, dict(candidate.params), threads).workspace_bytes
 
 
 def predicted_ns(problem: Problem, candidate: Candidate) -> float:
     """The cost model's time for one thread, in nanoseconds."""
-    return module(problem.operation, candidate.algorithm).cost(problem, dict(candidate.params))
+    return module_of(problem, candidate.algorithm).cost(problem, dict(candidate.params))

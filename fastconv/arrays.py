@@ -66,6 +66,13 @@ def _aligned(size: int, shape: tuple[int, ...], dtype: np.dtype, strides: tuple[
 _address, _first_byte = ctypes.addressof, ctypes.c_char.from_buffer
 
 
+def on_gpu(x: Any) -> bool:
+    """Whether `x` is an array on a GPU, of PyTorch, CuPy, Numba or whatever says so as they do."""
+    if isinstance(x, np.ndarray):
+        return False
+    return hasattr(x, "__cuda_array_interface__") or type(x).__module__.startswith("numba.cuda")
+
+
 def as_floats(x: Any, name: str, ndim: tuple[int, ...] | None = None) -> np.ndarray:
     """`x` as a float32 or float64 array of one of the given ranks (any if None), not copied if it is one.
 

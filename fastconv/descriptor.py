@@ -28,6 +28,7 @@ _FLAGS = {
     "bias": ("bias", True),
     "raw": ("raw", True),
     "indices": ("return_indices", True),
+    "cuda": ("device", "cuda"),
 }
 
 

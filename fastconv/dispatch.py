@@ -123,7 +123,7 @@ def choose(
         In mode "wisdom", if the problem has not been tuned and there is something to choose.
     """
     _checked(_State.mode, "the environment variable FASTCONV_MODE")
-    threads = threads or numba.config.NUMBA_NUM_THREADS
+    threads = _threads(problem, threads)
     entry, known = _known(problem, threads), "wisdom"
     if entry is None and algorithm is None and _State.mode != "heuristic" and _worth_measuring(problem):
         entry, known = _without_wisdom(problem, threads), "measured"
@@ -138,6 +138,11 @@ def choose(
             )
     source = "cost model" if algorithm is None else "requested"
     return _by_model(problem, algorithm, threads, max_workspace, source)
+
+
+def _threads(problem: Problem, threads: int | None) -> int:
+    """Threads of the CPU that may be used: one starts kernels on a GPU."""
+    return 1 if problem.device != "cpu" else threads or numba.config.NUMBA_NUM_THREADS
 
 
 def _fastest_first(problem: Problem, entry: Any, algorithm: str | None) -> Iterator[tuple[Candidate, int]]:
@@ -181,7 +186,7 @@ def _known(problem: Problem, threads: int) -> Any:
 
 def _possible(problem: Problem, candidate: Candidate) -> bool:
     """Whether a candidate from the store is one that the algorithm offers: kernels trust their parameters."""
-    code = algorithms.module(problem.operation, candidate.algorithm)
+    code = algorithms.module_of(problem, candidate.algorithm)
     return code.unsupported(problem) is None and dict(candidate.params) in code.space(problem)
 
 
@@ -202,13 +207,13 @@ def kernel_for(
     Kernels are kept and shared: the same problem gets the same object. Parameters and errors as `choose`.
     """
     with _State.lock:
-        return _kernel_for(problem, algorithm, threads or numba.config.NUMBA_NUM_THREADS, max_workspace)
+        return _kernel_for(problem, algorithm, _threads(problem, threads), max_workspace)
 
 
 @lru_cache(maxsize=512)
 def _kernel_for(problem: Problem, algorithm: str | None, threads: int, max_workspace: int | None) -> tuple[Any, Choice]:
     choice = choose(problem, algorithm, threads, max_workspace)
-    code = algorithms.module(problem.operation, choice.candidate.algorithm)
+    code = algorithms.module_of(problem, choice.candidate.algorithm)
     return code.make(problem, dict(choice.candidate.params), choice.threads), choice
 
 

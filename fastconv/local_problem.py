@@ -58,6 +58,11 @@ class LocalProblem:
         return self.conv.direction
 
     @property
+    def device(self) -> str:
+        """Where the arrays are."""
+        return self.conv.device
+
+    @property
     def batch(self) -> int:
         """Images."""
         return self.conv.batch

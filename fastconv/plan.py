@@ -88,9 +88,9 @@ class Explanation:
 def explain(problem: Any, kernel: Any, choice: Choice) -> Explanation:
     """Say which candidate computes `problem`, and what was weighed."""
     others = {}
-    for name in algorithms.names(problem.operation):
+    for name in algorithms.names(problem.operation, problem.device):
         if name != choice.candidate.algorithm:
-            reason = algorithms.module(problem.operation, name).unsupported(problem)
+            reason = algorithms.module_of(problem, name).unsupported(problem)
             others[name] = reason or _other(problem, name, choice)
     return Explanation(
         problem.descriptor, choice.candidate.algorithm, dict(choice.candidate.params), choice.source,

@@ -23,6 +23,7 @@ _raw         weights are not packed beforehand (`ConvProblem.raw`)
 _indices     max pooling that returns indices
 _dgrad       the gradient of the input is wanted (direction "backward_input")
 _wgrad       the gradient of the weights is wanted (direction "backward_weight")
+_cuda        the arrays are on an NVIDIA GPU
 ===========  ==========================================================================
 """
 
@@ -50,6 +51,7 @@ EPILOGUES: dict[str | None, tuple[float, float, float]] = {
     "leaky_relu": (LEAKY_SLOPE, -math.inf, math.inf),
 }
 DIRECTIONS = {"": "forward", "dgrad": "backward_input", "wgrad": "backward_weight"}
+DEVICES = ("cpu", "cuda")
 DTYPES = {"f32": "float32", "f64": "float64"}
 FORMATS: dict[str, MemoryFormat] = {"nchw": "contiguous", "nhwc": "channels_last"}
 _DTYPE_WORD = {name: word for word, name in DTYPES.items()}
@@ -86,6 +88,7 @@ class ConvProblem:
     pool: Pool | None = None
     direction: str = "forward"
     raw: bool = False
+    device: str = "cpu"
 
     @classmethod
     def create(
@@ -111,6 +114,7 @@ class ConvProblem:
         _check_choice("dtype", rest.get("dtype", "float32"), tuple(_DTYPE_WORD))
         _check_choice("memory_format", rest.get("memory_format", "contiguous"), tuple(_FORMAT_WORD))
         _check_sizes(int(x_shape[0]), channels=channels, height=int(x_shape[2]), width=int(x_shape[3]), filters=filters)
+        _check_choice("device", rest.get("device", "cpu"), DEVICES)
         if rest.get("activation") not in (None, *ACTIVATIONS):
             raise ValueError(f"activation must be None or one of {ACTIVATIONS}, got {rest['activation']!r}")
         if not isinstance(rest.get("pool"), (Pool, type(None))):
@@ -185,6 +189,7 @@ class ConvProblem:
         words += [self.pool.descriptor] if self.pool else []
         words += ["raw"] if self.raw else []
         words += [_DIRECTION_WORD[self.direction]] if self.direction != "forward" else []
+        words += [self.device] if self.device != "cpu" else []
         return "_".join(words)
 
     def without_epilogue(self, direction: str = "forward") -> ConvProblem:
@@ -205,9 +210,11 @@ class PoolProblem:
     memory_format: MemoryFormat = "contiguous"
     return_indices: bool = False
     direction: str = "forward"
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         _check_choice("direction", self.direction, ("forward", "backward_input"))
+        _check_choice("device", self.device, DEVICES)
         _check_sizes(self.batch, channels=self.channels, height=self.in_size[0], width=self.in_size[1])
         _check_choice("dtype", self.dtype, tuple(_DTYPE_WORD))
         _check_choice("memory_format", self.memory_format, tuple(_FORMAT_WORD))
@@ -255,6 +262,7 @@ class PoolProblem:
         words += [_DTYPE_WORD[self.dtype], _FORMAT_WORD[self.memory_format]]
         words += ["indices"] if self.return_indices else []
         words += [_DIRECTION_WORD[self.direction]] if self.direction != "forward" else []
+        words += [self.device] if self.device != "cpu" else []
         return "_".join(words)
 
 

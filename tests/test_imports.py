@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ ORDER = [
     ["pooling"],
     ["problem"],
     ["algorithms", "descriptor", "networks", "arrays", "local_problem"],
-    ["cpu"],
+    ["cpu", "cuda"],
     ["reference"],
     ["reference_backward", "reference_local"],
     ["tuning"],
@@ -83,6 +84,22 @@ def test_imports_run_one_way(name: str) -> None:
         if target.split(".")[0] == "fastconv":
             inner = target.removeprefix("fastconv").removeprefix(".")
             assert row(inner) <= row(name), f"{name or 'fastconv'} imports {target}, which builds on it"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.split(".")[0] in ("cpu", "cuda")])
+def test_cpu_and_gpu_know_nothing_of_each_other(name: str) -> None:
+    other = {"cpu": "fastconv.cuda", "cuda": "fastconv.cpu"}[name.split(".")[0]]
+    found = list(imports(ast.walk(ast.parse(MODULES[name].read_text("utf-8")))))
+    assert not [target for target in found if target == other or target.startswith(other + ".")]
+
+
+def test_one_module_imports_the_cuda_target() -> None:
+    found = {name: list(imports(ast.walk(ast.parse(path.read_text("utf-8"))))) for name, path in MODULES.items()}
+    assert "from numba import config, cuda" in MODULES["cuda.toolkit"].read_text("utf-8")
+    for name, path in MODULES.items():
+        if name not in ("cuda.toolkit", "cuda.arrays"):  # the latter names the simulator's class of arrays
+            assert not [target for target in found[name] if target.startswith("numba.cuda")], name
+            assert not re.search(r"^\s*from numba import .*\bcuda\b", path.read_text("utf-8"), re.MULTILINE), name
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if row(name) < row("cli")])

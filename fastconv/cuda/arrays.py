@@ -1,4 +1,4 @@
-"""Arrays on a GPU as users bring them: PyTorch tensors, CuPy arrays, Numba device arrays, and whatever says where it is.
+"""Arrays on a GPU as users bring them: PyTorch tensors, arrays of CuPy and Numba, and all that say where they are.
 
 An array is described once, as a `DeviceArray`, without a copy, and results are made by the library that the input
 came from, on the stream that this library works on.
@@ -36,6 +36,8 @@ class DeviceArray:
         What keeps the memory alive.
     stream : int
         Handle of the stream that its owner works on; 0 is the default stream.
+    device : int
+        Number of the GPU.
     """
 
     pointer: int
@@ -44,6 +46,7 @@ class DeviceArray:
     dtype: str
     owner: Any
     stream: int = 0
+    device: int = 0
 
     @property
     def reach(self) -> int:
@@ -99,7 +102,7 @@ class _Torch(Library):
         import torch
 
         dtype, stream = str(x.dtype).removeprefix("torch."), torch.cuda.current_stream(x.device).cuda_stream
-        return DeviceArray(x.data_ptr(), tuple(x.shape), x.stride(), dtype, x, stream)
+        return DeviceArray(x.data_ptr(), tuple(x.shape), x.stride(), dtype, x, stream, x.device.index)
 
     def new(self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str, like: Any) -> Any:
         import torch
@@ -115,7 +118,8 @@ class _CuPy(Library):
         import cupy
 
         strides = tuple(step // x.itemsize for step in x.strides)
-        return DeviceArray(x.data.ptr, x.shape, strides, str(x.dtype), x, cupy.cuda.get_current_stream().ptr)
+        stream = cupy.cuda.get_current_stream().ptr
+        return DeviceArray(x.data.ptr, x.shape, strides, str(x.dtype), x, stream, x.device.id)
 
     def new(self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str, like: Any) -> Any:
         import cupy
@@ -126,7 +130,7 @@ class _CuPy(Library):
 
 
 class _Numba(Library):
-    """Numba's device arrays, those of its simulator among them, and for their results all that only say where they are."""
+    """Numba's device arrays, those of its simulator among them, and all others that say where they are."""
 
     def owns(self, x: Any) -> bool:
         return hasattr(x, "__cuda_array_interface__") or (SIMULATED and _is_from(x, "numba"))
@@ -141,7 +145,8 @@ class _Numba(Library):
         if steps is None:
             steps = np.empty(shape, np.dtype([])).strides if not math.prod(shape) else _row_major(shape, dtype.itemsize)
         strides = tuple(step // dtype.itemsize for step in steps)
-        return DeviceArray(where["data"][0], shape, strides, str(dtype), x, where.get("stream") or 0)
+        stream, device = where.get("stream") or 0, cuda.current_context().device.id
+        return DeviceArray(where["data"][0], shape, strides, str(dtype), x, stream, device)
 
     def new(self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str, like: Any) -> Any:
         itemsize = np.dtype(dtype).itemsize

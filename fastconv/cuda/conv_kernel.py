@@ -31,20 +31,26 @@ class DeviceKernel(ABC):
 
     def __init__(self, problem: Any) -> None:
         self.problem = problem
-        self._launches: dict[tuple[Strides, ...], Launch] = {}
+        self._launches: dict[tuple, Launch] = {}
 
     @abstractmethod
     def launch(self, *strides: Strides) -> Launch:
         """What computes on arrays with these strides in elements."""
 
+    def launch_unaligned(self, *strides: Strides) -> Launch:
+        """`launch` for a result whose address is no multiple of 16 bytes, which vectors of 4 elements need."""
+        return self.launch(*strides)
+
     def start(self, arrays: tuple[DeviceArray, ...], bias: tuple[DeviceArray | None, ...] = ()) -> None:
         """Run on `arrays`, the last of them written, with `bias` before it, on the stream of the first."""
-        key = tuple(array.strides for array in arrays)
+        strides, aligned = tuple(array.strides for array in arrays), arrays[-1].pointer % 16 == 0
+        key = (strides, aligned)
         launch = self._launches.get(key)
         if launch is None:
             if len(self._launches) >= _MOST_LAYOUTS:
                 self._launches.clear()
-            launch = self._launches[key] = self.launch(*key)
+            make = self.launch if aligned else self.launch_unaligned
+            launch = self._launches[key] = make(*strides)
         launch((*arrays[:-1], *bias, arrays[-1]), arrays[0].stream)
 
 

@@ -11,6 +11,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from fastconv.cuda.store import stored_cubin
+from fastconv.cuda.toolkit import SIMULATED
 
 if TYPE_CHECKING:
     from fastconv.cuda.kernel import Kernel, Launch
@@ -26,16 +27,17 @@ def capability(device: int) -> tuple[int, int]:
     """Compute capability of a device."""
     from cuda.core import Device
 
-    return tuple(Device(device).compute_capability)  # type: ignore[return-value]
+    major, minor = Device(device).compute_capability
+    return major, minor
 
 
-def current_device() -> int:
-    """Number of the device whose context is current; makes the first one's current if none is."""
+def device_name() -> str:
+    """Name of the current device, such as "NVIDIA H100 80GB HBM3"; "simulator" in Numba's."""
+    if SIMULATED:
+        return "simulator"
     from cuda.core import Device
 
-    device = Device()
-    device.set_current()
-    return int(device.device_id)
+    return str(Device().name)
 
 
 def _function(kernel: Kernel, device: int, shared: int) -> Any:
@@ -59,10 +61,9 @@ def _function(kernel: Kernel, device: int, shared: int) -> Any:
 class Prepared:
     """A launch with its arguments laid out as the driver wants them; only the addresses change."""
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: Launch, device: int) -> None:
         kernel = launch.kernel
-        self.device = current_device()
-        self.function = _function(kernel, self.device, launch.shared)
+        self.function = _function(kernel, device, launch.shared)
         self.grid = (*launch.grid, 1, 1)[:3]
         self.threads, self.shared = kernel.threads, launch.shared
         self.values = _scalars(kernel.arguments, launch.values)
@@ -86,10 +87,10 @@ def _scalars(kinds: tuple, values: tuple) -> list[Any]:
     """Each number as the C value that the kernel takes; a named tuple is one for each of its fields."""
     found = []
     for kind, value in zip(kinds[len(kinds) - len(values) :], values, strict=True):
-        fields = (
-            list(zip([kind.dtype] * len(value), value, strict=True)) if isinstance(value, tuple) else [(kind, value)]
-        )
-        found += [_KINDS[str(element)](number) for element, number in fields]
+        if isinstance(value, tuple):
+            found += [_KINDS[str(kind.dtype)](number) for number in value]
+        else:
+            found.append(_KINDS[str(kind)](value))
     return found
 
 

@@ -28,3 +28,14 @@ def last_tap(position, dilation, size, taps):
     """One behind the last of `taps` taps that is not behind an image of a size."""
     inside = (size - position + dilation - 1) // dilation
     return max(0, min(taps, inside))
+
+
+@device
+def place(index, channels, height, width, channels_last):
+    """Image, channel, row and column of an element by its number: threads that follow each other write neighbours."""
+    pixels = height * width
+    if channels_last:
+        c, pixel, n = index % channels, index // channels % pixels, index // channels // pixels
+    else:
+        pixel, c, n = index % pixels, index // pixels % channels, index // pixels // channels
+    return n, c, pixel // width, pixel % width

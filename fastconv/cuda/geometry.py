@@ -48,14 +48,15 @@ class ConvGeometry(NamedTuple):
     def of(
         cls, problem: ConvProblem, x: tuple[int, ...], out: tuple[int, ...], weight: tuple[int, ...]
     ) -> ConvGeometry:
-        """From a problem and the strides in elements of x (n, c, h, w), the output (n, k, h, w), weights (k, c, r, s)."""
+        """From a problem and strides in elements, of x (n, c, h, w), output (n, k, h, w) and weights (k, c, r, s)."""
         p = problem
         (top, _), (left, _) = p.padding
-        return cls(
+        numbers: tuple[int, ...] = (
             p.batch, p.groups, p.in_channels // p.groups, p.out_channels // p.groups, *p.in_size, *p.conv_size,
             *p.kernel_size, *p.stride, top, left, *p.dilation, *x, *out, *weight, int(p.bias),
             int(p.memory_format == "channels_last"),
         )  # fmt: skip
+        return cls(*numbers)
 
 
 class Epilogue(NamedTuple):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -75,7 +74,7 @@ class Launch:
         if max(grid[1:], default=0) > MOST_BLOCKS or grid[0] >= 1 << 31:
             raise ValueError(f"a GPU has no grid of {grid} blocks")
         self.kernel, self.grid, self.values, self.shared = kernel, grid, values, shared
-        self._prepared: Any = None
+        self._prepared: dict[int, driver.Prepared] = {}  # by device
 
     def __call__(self, arrays: Sequence[DeviceArray | None], stream: int = 0) -> None:
         """Start the kernel on arrays; None stands for an array that it does not read."""
@@ -85,6 +84,8 @@ class Launch:
             pointers = [SimulatedPointer(np.empty(0)) if a is None else a.simulated() for a in arrays]
             self.kernel.simulate(self.grid, self.shared, (*pointers, *self.values))
             return
-        if self._prepared is None:
-            self._prepared = driver.Prepared(self)
-        self._prepared([0 if a is None else a.pointer for a in arrays], stream)
+        device = next(a.device for a in arrays if a is not None)
+        prepared = self._prepared.get(device)
+        if prepared is None:
+            prepared = self._prepared[device] = driver.Prepared(self, device)
+        prepared([0 if a is None else a.pointer for a in arrays], stream)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import Any
 
 from fastconv.algorithms import Params
 from fastconv.cuda.conv_kernel import ConvKernel, Strides
-from fastconv.cuda.elements import activated, first_tap, last_tap
+from fastconv.cuda.elements import activated, first_tap, last_tap, place
 from fastconv.cuda.geometry import ConvGeometry, Epilogue
 from fastconv.cuda.kernel import Kernel, Launch
-from fastconv.cuda.toolkit import cuda, int64, numbers, pointer, types
+from fastconv.cuda.toolkit import cuda, device, int64, numbers, pointer, types
+from fastconv.cuda.window import Norm, Window, mode_of, reduction
 from fastconv.problem import ConvProblem
 
 THREADS = 128
@@ -24,7 +26,7 @@ _LAUNCH_NS = 5_000.0
 
 def unsupported(problem: ConvProblem) -> str | None:
     """Why this algorithm cannot compute `problem`, or None if it can."""
-    return "it does not pool" if problem.pool else None
+    return None
 
 
 def space(problem: ConvProblem) -> list[Params]:
@@ -34,7 +36,10 @@ def space(problem: ConvProblem) -> list[Params]:
 
 def cost(problem: ConvProblem, params: Params) -> float:
     """Predicted time in nanoseconds on a large GPU."""
-    return _LAUNCH_NS + _NS_PER_FLOP * problem.flops
+    flops = float(problem.flops)
+    if problem.pool:  # each window computes its elements again
+        flops *= math.prod(problem.pool.kernel_size) * math.prod(problem.out_size) / math.prod(problem.conv_size)
+    return _LAUNCH_NS + _NS_PER_FLOP * flops
 
 
 def make(problem: ConvProblem, params: Params, threads: int) -> ReferenceConv:
@@ -43,37 +48,64 @@ def make(problem: ConvProblem, params: Params, threads: int) -> ReferenceConv:
 
 
 @cache
-def _convolve(dtype: str) -> Kernel:
+def _element(dtype: str) -> Any:
     real = getattr(types, dtype)
+
+    @device
+    def element(source, i, j):
+        """Element (i, j) of the map of filter k of image n; `source` is all else that it is computed from."""
+        x, weight, bias, g, epilogue, n, k = source
+        top, left = i * g.stride_h - g.top, j * g.stride_w - g.left
+        image = n * g.x_batch + k // g.filters * g.channels * g.x_channel
+        total = real(0)
+        for r in range(first_tap(top, g.dilation_h), last_tap(top, g.dilation_h, g.in_height, g.kernel_h)):
+            for s in range(first_tap(left, g.dilation_w), last_tap(left, g.dilation_w, g.in_width, g.kernel_w)):
+                at = image + (top + r * g.dilation_h) * g.x_row + (left + s * g.dilation_w) * g.x_column
+                w = k * g.w_filter + r * g.w_row + s * g.w_column
+                for c in range(g.channels):
+                    total += x[at + c * g.x_channel] * weight[w + c * g.w_channel]
+        if g.has_bias:
+            total += bias[k]
+        return activated(total, epilogue)
+
+    return element
+
+
+@cache
+def _convolve(dtype: str) -> Kernel:
+    real, element = getattr(types, dtype), _element(dtype)
 
     def convolve(x, weight, bias, out, g, epilogue):
         index, step = cuda.grid(1), cuda.gridsize(1)
-        filters, pixels = g.groups * g.filters, g.out_height * g.out_width
-        while index < g.batch * filters * pixels:
-            # Neighbouring threads write to neighbouring addresses.
-            if g.channels_last:
-                k, pixel, n = index % filters, index // filters % pixels, index // filters // pixels
-            else:
-                pixel, k, n = index % pixels, index // pixels % filters, index // pixels // filters
-            i, j = pixel // g.out_width, pixel % g.out_width
-            top, left = i * g.stride_h - g.top, j * g.stride_w - g.left
-            image = n * g.x_batch + k // g.filters * g.channels * g.x_channel
-            total = real(0)
-            for r in range(first_tap(top, g.dilation_h), last_tap(top, g.dilation_h, g.in_height, g.kernel_h)):
-                for s in range(first_tap(left, g.dilation_w), last_tap(left, g.dilation_w, g.in_width, g.kernel_w)):
-                    at = image + (top + r * g.dilation_h) * g.x_row + (left + s * g.dilation_w) * g.x_column
-                    w = k * g.w_filter + r * g.w_row + s * g.w_column
-                    for c in range(g.channels):
-                        total += x[at + c * g.x_channel] * weight[w + c * g.w_channel]
-            if g.has_bias:
-                total += bias[k]
-            where = n * g.out_batch + k * g.out_channel + i * g.out_row + j * g.out_column
-            out[where] = activated(total, epilogue)
+        filters = g.groups * g.filters
+        while index < g.batch * filters * g.out_height * g.out_width:
+            n, k, i, j = place(index, filters, g.out_height, g.out_width, g.channels_last)
+            value = element((x, weight, bias, g, epilogue, n, k), i, j)
+            out[n * g.out_batch + k * g.out_channel + i * g.out_row + j * g.out_column] = value
             index += step
 
     array = pointer(real)
     kinds = (array, array, array, array, numbers(int64, ConvGeometry), numbers(real, Epilogue))
     return Kernel(convolve, kinds, (dtype,), threads=THREADS)
+
+
+@cache
+def _convolve_pooled(dtype: str, mode: int) -> Kernel:
+    real, reduced = getattr(types, dtype), reduction(mode, dtype, _element(dtype))
+
+    def convolve_pooled(x, weight, bias, out, g, epilogue, window, norm):
+        index, step = cuda.grid(1), cuda.gridsize(1)
+        filters = g.groups * g.filters
+        while index < g.batch * filters * window.out_height * window.out_width:
+            n, k, i, j = place(index, filters, window.out_height, window.out_width, g.channels_last)
+            value, _ = reduced((x, weight, bias, g, epilogue, n, k), i, j, window, norm)
+            out[n * g.out_batch + k * g.out_channel + i * g.out_row + j * g.out_column] = value
+            index += step
+
+    array, window = pointer(real), numbers(int64, Window)
+    kinds = (array, array, array, array, numbers(int64, ConvGeometry), numbers(real, Epilogue), window,
+             numbers(real, Norm))  # fmt: skip
+    return Kernel(convolve_pooled, kinds, (mode, dtype), threads=THREADS)
 
 
 def blocks_for(elements: int) -> tuple[int]:
@@ -82,10 +114,14 @@ def blocks_for(elements: int) -> tuple[int]:
 
 
 class ReferenceConv(ConvKernel):
-    """The forward convolution of any problem that does not pool."""
+    """The forward convolution of any problem; where it pools, a thread computes all elements of its window."""
 
     def launch(self, *strides: Strides) -> Launch:
         x, weight, out = strides
-        p = self.problem
+        p, pool = self.problem, self.problem.pool
+        blocks = blocks_for(math.prod(p.out_shape))
         values = (ConvGeometry.of(p, x, out, weight), Epilogue.of(p.activation))
-        return Launch(_convolve(p.dtype), blocks_for(math.prod(p.out_shape)), values)
+        if pool is None:
+            return Launch(_convolve(p.dtype), blocks, values)
+        windows = (Window.of(pool, p.conv_size), Norm.of(pool))
+        return Launch(_convolve_pooled(p.dtype, mode_of(pool)), blocks, values + windows)

@@ -10,7 +10,7 @@ from functools import cache
 
 from fastconv.algorithms import Params
 from fastconv.cuda.conv_kernel import ConvKernel, Strides, WeightKernel
-from fastconv.cuda.elements import first_tap, last_tap
+from fastconv.cuda.elements import first_tap, last_tap, place
 from fastconv.cuda.geometry import ConvGeometry
 from fastconv.cuda.kernel import Kernel, Launch
 from fastconv.cuda.reference import THREADS, blocks_for, cost, space
@@ -36,13 +36,9 @@ def _convolve_input(dtype: str) -> Kernel:
 
     def convolve_input(grad, weight, bias, out, g):
         index, step = cuda.grid(1), cuda.gridsize(1)
-        channels, pixels = g.groups * g.channels, g.in_height * g.in_width
-        while index < g.batch * channels * pixels:
-            if g.channels_last:
-                c, pixel, n = index % channels, index // channels % pixels, index // channels // pixels
-            else:
-                pixel, c, n = index % pixels, index // pixels % channels, index // pixels // channels
-            row, column = pixel // g.in_width, pixel % g.in_width
+        channels = g.groups * g.channels
+        while index < g.batch * channels * g.in_height * g.in_width:
+            n, c, row, column = place(index, channels, g.in_height, g.in_width, g.channels_last)
             first_filter, channel = c // g.channels * g.filters, c % g.channels
             total = real(0)
             for r in range(g.kernel_h):

@@ -27,7 +27,7 @@ def folder() -> Path:
 
 def stored_cubin(kernel: Kernel, capability: tuple[int, int]) -> bytes:
     """The kernel's machine code, from disk if it was compiled before; a folder that cannot be written does no harm."""
-    target: Capability = (*capability, kernel.features) if kernel.features else capability  # type: ignore[assignment]
+    target: Capability = (*capability, kernel.features) if kernel.features else capability
     path = folder() / f"{_key(kernel, target)}.cubin"
     with suppress(OSError):
         return path.read_bytes()

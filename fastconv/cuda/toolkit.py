@@ -26,13 +26,15 @@ Capability = tuple[int, int] | tuple[int, int, str]  # (9, 0, "a") names the fea
 
 
 def require() -> None:
-    """Raise unless kernels can be compiled here.
+    """Raise unless kernels can be compiled here, or the simulator is on.
 
     Raises
     ------
     ImportError
         Says what to install.
     """
+    if SIMULATED:
+        return
     missing = [name for name in ("numba_cuda", "cuda.core") if not _installed(name)]
     if missing:
         raise ImportError(f"arrays on a GPU need {', '.join(missing)}: pip install 'fastconv[cuda]'")
@@ -78,6 +80,24 @@ def numbers(kind: Any, fields: type) -> Any:
 def device(function: Callable) -> Any:
     """A function that kernels call, compiled as part of them."""
     return cuda.jit(function, device=True) if SIMULATED else cuda.jit(function, device=True, inline="always")
+
+
+def intrinsic(simulated: Callable) -> Callable[[Callable], Any]:
+    """`numba.extending.intrinsic` for the GPU, as a decorator; in the simulator kernels call `simulated` instead."""
+    if SIMULATED:
+        return lambda emitting: simulated
+    from numba.cuda.extending import intrinsic
+
+    return intrinsic
+
+
+def literal(kind: Any) -> Any:
+    """The value of an intrinsic's argument that must be known when a kernel is compiled, from its type."""
+    from numba.cuda.core.errors import RequireLiteralValue
+
+    if not hasattr(kind, "literal_value"):
+        raise RequireLiteralValue(kind)
+    return kind.literal_value
 
 
 @cache

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.arrays import allocator, as_floats, as_image, check_out, memory_format
+from fastconv.arrays import allocator, as_floats, as_image, check_out, memory_format, on_gpu
 from fastconv.dispatch import kernel_for
 from fastconv.functional.calls import CallCache
 from fastconv.plan import check_bias
@@ -72,7 +72,7 @@ def conv2d(
     """
     try:
         call = _calls[
-            x.shape, x.strides, x.dtype, weight.shape, weight.dtype, None if bias is None else bias.shape,
+            type(x), x.shape, x.strides, x.dtype, weight.shape, weight.dtype, None if bias is None else bias.shape,
             stride, padding, dilation, groups, activation, pool, algorithm,
         ]  # fmt: skip
         # Arrays like these passed every check before; alignment and the bias's dtype are not in the key.
@@ -81,13 +81,18 @@ def conv2d(
     except (KeyError, TypeError, AttributeError):  # a first call, a list among the arguments, not an array
         known = False
     if not known:
+        if on_gpu(x):
+            from fastconv.functional import gpu
+
+            return gpu.conv2d(x, weight, bias, (stride, padding, dilation, groups, activation, pool), algorithm, out)
         x, weight = as_floats(x, "x", (3, 4)), as_floats(weight, "weight", (4,))
         if weight.dtype != x.dtype:
             raise TypeError(f"weight must have the dtype of x, {x.dtype}, got {weight.dtype}")
         bias = check_bias(bias, weight)
         options = (stride, padding, dilation, groups, activation, pool)
         call = _prepare(x, weight, bias, options, algorithm)
-        arrays = (x.shape, x.strides, x.dtype, weight.shape, weight.dtype, None if bias is None else bias.shape)
+        weights = (weight.shape, weight.dtype, None if bias is None else bias.shape)
+        arrays = (type(x), x.shape, x.strides, x.dtype, *weights)
         _calls.remember((*arrays, *options, algorithm), call)
     if out is None and call.batched:  # no call of a function more than needed: tiny problems feel it
         result = call.new()

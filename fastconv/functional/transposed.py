@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.arrays import as_floats, as_image, empty, memory_format, target
+from fastconv.arrays import as_floats, as_image, empty, memory_format, on_gpu, target
 from fastconv.dispatch import kernel_for
 from fastconv.functional.calls import CallCache
 from fastconv.problem import ConvProblem
@@ -54,6 +54,12 @@ def conv_transpose2d(
     ValueError
         Names the argument that does not fit, its value and what would do.
     """
+    if on_gpu(x):
+        from fastconv.functional import gpu
+
+        return gpu.conv_transpose2d(
+            x, weight, bias, (stride, padding, dilation, groups), output_padding, algorithm, out
+        )
     image, batched = as_image(x, "x")
     weight = as_floats(weight, "weight", (4,))
     strides, dilations = pair(stride, "stride", least=1), pair(dilation, "dilation", least=1)
@@ -115,6 +121,10 @@ def input_gradient(
     `in_shape` is that of the result, `options` are (stride, padding, dilation, groups), and `named` is what
     error messages call `grad_output` and `in_shape`.
     """
+    if on_gpu(grad_output):
+        from fastconv.functional import gpu
+
+        return gpu.conv2d_input(in_shape, weight, grad_output, options, bias, algorithm, out, named)
     image, batched = as_image(grad_output, named[0])
     weight = as_floats(weight, "weight", (4,))
     if weight.dtype != image.dtype:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.arrays import as_image, check_out, memory_format
+from fastconv.arrays import as_image, check_out, memory_format, on_gpu
 from fastconv.cpu.channels import channel_sums
 from fastconv.dispatch import kernel_for
 from fastconv.functional.calls import CallCache
@@ -92,13 +92,17 @@ def conv2d_weight(
     Where the gradient of the output is not finite, it depends on the algorithm whether its products with the
     padding are NaN or left out.
     """
+    shape, options = as_size(weight_size, "weight_size", (4,)), (stride, padding, dilation, groups)
+    if on_gpu(input):
+        from fastconv.functional import gpu
+
+        return gpu.conv2d_weight(input, shape, grad_output, options, algorithm, out)
     image, _ = as_image(input, "input")
     gradient, _ = as_image(grad_output, "grad_output")
     if gradient.dtype != image.dtype:
         raise TypeError(f"grad_output must have the dtype of input, {image.dtype}, got {gradient.dtype}")
     if np.ndim(input) != np.ndim(grad_output):
         raise ValueError(f"grad_output must have as many axes as input, got {gradient.shape} for {image.shape}")
-    shape, options = as_size(weight_size, "weight_size", (4,)), (stride, padding, dilation, groups)
     key = (image.shape, image.strides, image.dtype.char, shape, gradient.shape, gradient.strides, *options, algorithm)
     try:
         kernel = _calls[key]

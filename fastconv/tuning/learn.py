@@ -54,8 +54,8 @@ def _measured(problem: Any) -> _Measured | None:
     return _learned().get(_kind(problem))
 
 
-def _kind(problem: Problem) -> tuple[str, str]:
-    return problem.operation, problem.memory_format
+def _kind(problem: Problem) -> tuple[str, str, str]:
+    return problem.operation, problem.memory_format, problem.device
 
 
 def _place(problem: Problem, threads: int) -> np.ndarray:
@@ -125,10 +125,10 @@ class _Last:
 
     lock = threading.Lock()
     index: Any = None
-    learned: dict[tuple[str, str], _Measured]
+    learned: dict[tuple[str, str, str], _Measured]
 
 
-def _learned() -> dict[tuple[str, str], _Measured]:
+def _learned() -> dict[tuple[str, str, str], _Measured]:
     index = wisdom.index()
     with _Last.lock:
         if _Last.index is not index:
@@ -136,7 +136,7 @@ def _learned() -> dict[tuple[str, str], _Measured]:
         return _Last.learned
 
 
-def _learn(entries: Iterable[wisdom.Entry]) -> dict[tuple[str, str], _Measured]:
+def _learn(entries: Iterable[wisdom.Entry]) -> dict[tuple[str, str, str], _Measured]:
     runs = defaultdict(list)
     for entry in entries:
         problem, found = parse(entry.problem), entry.current()

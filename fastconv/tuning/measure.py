@@ -117,7 +117,7 @@ def prepare(
     problem: Problem, candidate: algorithms.Candidate, work: Workload, threads: int
 ) -> tuple[Any, Callable[[], None]]:
     """The candidate's kernel, and a call that runs it on `work`; weights are packed now, unless `problem.raw`."""
-    code = algorithms.module(problem.operation, candidate.algorithm)
+    code = algorithms.module_of(problem, candidate.algorithm)
     kernel = code.make(problem, dict(candidate.params), threads)
     x, out = work.x, work.out
     if not isinstance(problem, ConvProblem):

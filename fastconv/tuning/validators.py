@@ -71,13 +71,23 @@ def machine() -> dict[str, Any]:
     }  # fmt: skip
 
 
+@cache
+def gpu() -> dict[str, Any]:
+    """Name of the first GPU and versions of what compiles for it."""
+    from fastconv.cuda.driver import device_name
+    from fastconv.cuda.toolkit import PACKAGES
+
+    return {"gpu": device_name(), **{name: version(name) for name in PACKAGES}}
+
+
 def validators(descriptor: str, algorithm: str) -> dict[str, Any]:
-    """`machine` and the source hash of the algorithm that computes the problem.
+    """`machine`, the GPU if the problem is on one, and the source hash of the algorithm that computes it.
 
     Raises
     ------
     ValueError
         If the algorithm is not registered.
     """
-    source = algorithms.source(parse(descriptor).operation, algorithm)
-    return {**machine(), "source": source_hash(source)}
+    problem = parse(descriptor)
+    source = source_hash(algorithms.source_of(problem, algorithm))
+    return {**machine(), **(gpu() if problem.device == "cuda" else {}), "source": source}

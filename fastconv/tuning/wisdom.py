@@ -92,8 +92,9 @@ class Entry:
 
     def current(self) -> list[Measurement]:
         """`measured`, without kernels that were edited since."""
-        operation, known = parse(self.problem).operation, algorithms.names
-        same = {a for a in known(operation) if self.sources.get(a) == source_hash(algorithms.source(operation, a))}
+        problem = parse(self.problem)
+        known = algorithms.names(problem.operation, problem.device)
+        same = {a for a in known if self.sources.get(a) == source_hash(algorithms.source_of(problem, a))}
         return [found for found in self.measured if found.candidate.algorithm in same]
 
     def as_dict(self) -> dict[str, Any]:
@@ -298,9 +299,9 @@ def append(entry: Entry) -> Entry:
     ImportError
         If platformdirs or filelock is not installed.
     """
-    operation = parse(entry.problem).operation
+    problem = parse(entry.problem)
     took_part = dict.fromkeys(found.candidate.algorithm for found in entry.measured)
-    sources = {name: source_hash(algorithms.source(operation, name)) for name in took_part}
+    sources = {name: source_hash(algorithms.source_of(problem, name)) for name in took_part}
     stamped = replace(entry, time=datetime.now(UTC).isoformat(timespec="microseconds"), sources=sources)
     with _locked() as store:
         _write(store, [Row(stamped, validators(stamped.problem, stamped.candidate.algorithm))])

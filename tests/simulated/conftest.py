@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 
 import pytest
 
+# The simulator is on for a whole process or not at all.
+collect_ignore_glob = [] if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1" else ["test_*.py"]
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip all where the simulator is off: it is on for a whole process or not at all."""
-    if os.environ.get("NUMBA_ENABLE_CUDASIM") != "1":
-        for item in items:
-            item.add_marker(pytest.mark.skip(reason="needs NUMBA_ENABLE_CUDASIM=1"))
+
+@pytest.fixture(autouse=True, scope="session")
+def _quick_barriers() -> Iterator[None]:
+    """The simulator polls the threads that wait at a barrier, and would keep the interpreter for 5 ms at a time."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(3e-4)
+    yield
+    sys.setswitchinterval(before)

@@ -1,0 +1,151 @@
+"""The left matrix of an implicit GEMM: found in the image, slice by slice, and copied to shared memory.
+
+A row of the matrix is an output pixel, a term is a channel at a tap; terms are ordered by tap, then by channel. Each
+thread copies the same few pixels and, in every slice, the terms DEPTH further on, so where they lie takes a few
+additions and no division.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+from fastconv.cuda.gemm import DEPTH, PAD, Tile
+from fastconv.cuda.ptx import copy_async4
+from fastconv.cuda.toolkit import device, int32, uint32
+
+MOST_TAPS = 15  # along an axis: bits of a pixel say which of them are inside of the image
+_COLUMN_BIT = 16
+
+# Of a pixel: the element that its first tap reads, and those bits. Of a term: channel, and row and column of its tap.
+ELEMENT, INSIDE = 0, 1
+CHANNEL, ROW, COLUMN = 0, 1, 2
+
+
+class WalkGeometry(NamedTuple):
+    """How sums walk over images, in elements: pixel (i, j) and tap (r, s) read (i*stride_h - top + r*dilation_h, ...).
+
+    Dilations may be negative, as gradients of the input walk; `tap_row` and `tap_column` are a tap's steps in memory.
+    `pixels` counts those of all images; channels and filters are those of a group. Results go to ``out_first +
+    n*out_batch + i*out_row + j*out_column + filter*out_channel``.
+    """
+
+    pixels: int
+    groups: int
+    channels: int
+    filters: int
+    in_height: int
+    in_width: int
+    out_height: int
+    out_width: int
+    taps_h: int
+    taps_w: int
+    stride_h: int
+    stride_w: int
+    top: int
+    left: int
+    dilation_h: int
+    dilation_w: int
+    tap_row: int
+    tap_column: int
+    x_batch: int
+    x_channel: int
+    x_row: int
+    x_column: int
+    out_first: int
+    out_batch: int
+    out_channel: int
+    out_row: int
+    out_column: int
+    padded_filters: int
+    slices: int
+    has_bias: int
+    vectors: int
+
+
+@cache
+def own_pixels(tile: Tile, channels_last: bool) -> int:
+    """Pixels that a thread copies: it copies the same terms of each."""
+    copies = tile.rows * DEPTH // tile.threads
+    return copies if channels_last else max(1, tile.rows // tile.threads)
+
+
+@cache
+def own_terms(tile: Tile, channels_last: bool) -> int:
+    """Terms that a thread copies of a slice."""
+    return tile.rows * DEPTH // tile.threads // own_pixels(tile, channels_last)
+
+
+@cache
+def gathering(tile: Tile, channels_last: bool) -> Any:
+    """Three device functions for a tile and a memory format.
+
+    ``start(g, thread, first, group, pixels, terms, rows, columns)`` gives the first place in a slice that a thread
+    writes, ``copy(shared, at, x, g, pixels, terms)`` copies to there and on, ``advance(g, terms)`` goes on to the
+    next slice.
+
+    `pixels`, `terms`, and `rows` and `columns`, which only `start` needs, are local int32 arrays (`own_pixels`, 2),
+    (`own_terms`, 3) and (`own_pixels`,). Neighbouring threads copy neighbours in memory: the channels of a pixel, or
+    pixels of a channel.
+    """
+    OWN_PIXELS, OWN_TERMS = own_pixels(tile, channels_last), own_terms(tile, channels_last)
+    PIXEL_STEP, TERM_STEP, PITCH = tile.rows // OWN_PIXELS, DEPTH // OWN_TERMS, tile.rows + PAD
+    CHANNELS_LAST = channels_last
+
+    @device
+    def own(thread):
+        """First pixel and first term of a thread."""
+        if CHANNELS_LAST:
+            return int32(thread // DEPTH), int32(thread % DEPTH)
+        return int32(thread % PIXEL_STEP), int32(thread // PIXEL_STEP)
+
+    @device
+    def start(g, thread, first, group, pixels, terms, rows, columns):
+        pixel, term = own(thread)
+        for p in range(OWN_PIXELS):
+            m = int32(first + pixel + p * PIXEL_STEP)
+            j, rest = int32(m % g.out_width), int32(m // g.out_width)
+            i, n = int32(rest % g.out_height), int32(rest // g.out_height)
+            rows[p], columns[p] = int32(i * g.stride_h - g.top), int32(j * g.stride_w - g.left)
+            group_first = group * g.channels * g.x_channel
+            pixels[p, ELEMENT] = int32(n * g.x_batch + group_first + rows[p] * g.x_row + columns[p] * g.x_column)
+            pixels[p, INSIDE] = int32(0)
+            if m >= g.pixels:
+                rows[p] = int32(-(1 << 30))  # no row of taps is inside
+        for r in range(g.taps_h):  # pixels in the inner loop, which is unrolled, so that they stay in registers
+            for p in range(OWN_PIXELS):
+                row = int32(rows[p] + r * g.dilation_h)
+                pixels[p, INSIDE] |= int32(1 << r) if uint32(row) < uint32(g.in_height) else int32(0)
+        for s in range(g.taps_w):
+            for p in range(OWN_PIXELS):
+                column = int32(columns[p] + s * g.dilation_w)
+                pixels[p, INSIDE] |= int32(1 << (_COLUMN_BIT + s)) if uint32(column) < uint32(g.in_width) else int32(0)
+        for t in range(OWN_TERMS):
+            c = int32(term + t * TERM_STEP)
+            tap = int32(c // g.channels)
+            terms[t, CHANNEL] = int32(c % g.channels)
+            terms[t, ROW], terms[t, COLUMN] = int32(tap // g.taps_w), int32(tap % g.taps_w)
+        return int32(term * PITCH + pixel)
+
+    @device
+    def copy(shared, at, x, g, pixels, terms):
+        for t in range(OWN_TERMS):
+            row, column = terms[t, ROW], terms[t, COLUMN]
+            tap = int32(row * g.tap_row + column * g.tap_column + terms[t, CHANNEL] * g.x_channel)
+            bits = int32((int32(1) << row) | (int32(1 << _COLUMN_BIT) << column))  # behind the last row: never inside
+            for p in range(OWN_PIXELS):
+                place = int32(at + (t * TERM_STEP * PITCH + p * PIXEL_STEP))
+                copy_async4(shared, place, x, int32(pixels[p, ELEMENT] + tap), (pixels[p, INSIDE] & bits) == bits)
+
+    @device
+    def advance(g, terms):
+        for t in range(OWN_TERMS):
+            terms[t, CHANNEL] += int32(DEPTH)
+            while terms[t, CHANNEL] >= g.channels:
+                terms[t, CHANNEL] -= g.channels
+                terms[t, COLUMN] += int32(1)
+                if terms[t, COLUMN] == g.taps_w:
+                    terms[t, COLUMN] = int32(0)
+                    terms[t, ROW] += int32(1)
+
+    return start, copy, advance

@@ -1,0 +1,100 @@
+"""What a launch hands to the CUDA driver, with a driver that only remembers it."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import pytest
+
+from fastconv.cuda import driver
+from fastconv.cuda.arrays import DeviceArray, memory_format
+from fastconv.cuda.kernel import Kernel, Launch
+from fastconv.cuda.toolkit import float32, int32, numbers, pointer
+
+
+class Sizes(NamedTuple):
+    """Numbers that a kernel takes by value."""
+
+    rows: int
+    columns: int
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The calls of cuLaunchKernel, arguments read as the driver would."""
+    calls: list[dict[str, Any]] = []
+
+    def launch(function, gx, gy, gz, bx, by, bz, shared, stream, arguments, _extra):
+        where = ctypes.cast(arguments, ctypes.POINTER(ctypes.c_void_p * 6)).contents
+        read = [ctypes.cast(where[i], ctypes.POINTER(kind)).contents.value for i, kind in enumerate(KINDS)]
+        grid, block = (gx, gy, gz), (bx, by, bz)
+        calls.append({"grid": grid, "block": block, "shared": shared, "stream": stream, "arguments": read})
+        return (0,) if function else (1,)
+
+    bindings, cu = ModuleType("cuda.bindings"), ModuleType("cuda.bindings.driver")
+    cu.cuLaunchKernel = launch  # type: ignore[attr-defined]
+    bindings.driver = cu  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", cu)
+    monkeypatch.setattr(driver, "_function", lambda kernel, device, shared: 0 if device == 9 else 77 + device)
+    return calls
+
+
+KINDS = (ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int32, ctypes.c_int32, ctypes.c_float)
+
+
+def array(address: int, device: int = 0) -> DeviceArray:
+    """An array that nobody reads."""
+    return DeviceArray(address, (2, 3), (3, 1), "float32", None, device=device)
+
+
+def kernel(x, y, bias, sizes, slope):
+    pass
+
+
+def make_launch() -> Launch:
+    """Three pointers, a tuple of int32 and a float32."""
+    array = pointer(float32)
+    made = Kernel(kernel, (array, array, array, numbers(int32, Sizes), float32), threads=64)
+    return Launch(made, (5, 2), (Sizes(-7, 1 << 30), 0.25), shared=4096)
+
+
+def test_a_launch_passes_addresses_and_numbers(launched: list[dict[str, Any]]) -> None:
+    launch = make_launch()
+    launch((array(1 << 40), array(1 << 41), None), stream=12345)
+    launch((array(1 << 42), array(1 << 43), array(16)))
+    assert launched[0] == {
+        "grid": (5, 2, 1), "block": (64, 1, 1), "shared": 4096, "stream": 12345,
+        "arguments": [1 << 40, 1 << 41, 0, -7, 1 << 30, 0.25],
+    }  # fmt: skip
+    assert launched[1]["arguments"][:3] == [1 << 42, 1 << 43, 16] and launched[1]["stream"] == 0
+
+
+def test_an_error_of_the_driver_is_raised(launched: list[dict[str, Any]]) -> None:
+    with pytest.raises(RuntimeError, match="the CUDA driver refused a launch: 1"):
+        make_launch()((array(16, device=9), array(32, device=9), None))
+
+
+def test_grids_are_checked_and_empty_ones_start_nothing(launched: list[dict[str, Any]]) -> None:
+    made = make_launch().kernel
+    Launch(made, (0, 3), (Sizes(1, 2), 0.0))((array(16), array(32), None))
+    assert not launched
+    for grid in ((1 << 31,), (1, 65_536), (1, 1, 65_536)):
+        with pytest.raises(ValueError, match="a GPU has no grid of"):
+            Launch(made, grid, (Sizes(1, 2), 0.0))
+
+
+@pytest.mark.parametrize(
+    ("strides", "expected"),
+    [((60, 20, 5, 1), "contiguous"), ((60, 1, 15, 3), "channels_last"), ((120, 1, 30, 3), "channels_last"),
+     ((60, 1, 20, 4), "channels_last"), ((7, 20, 5, 1), "contiguous")],
+)  # fmt: skip
+def test_the_memory_format_is_read_from_strides(strides: tuple[int, ...], expected: str) -> None:
+    assert memory_format((1, 3, 4, 5), strides) == expected
+
+
+def test_an_array_of_one_channel_counts_as_contiguous() -> None:
+    assert memory_format((2, 1, 4, 5), (20, 1, 5, 1)) == "contiguous"

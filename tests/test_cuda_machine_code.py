@@ -1,0 +1,49 @@
+"""The kernels of the GPU compile for old and new chips, and what comes out is what they were written for."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+from machine_code import disassemble, main_loop, missing, opcodes, registers
+
+pytest.importorskip("numba_cuda")
+if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1":
+    pytest.skip("the simulator compiles nothing", allow_module_level=True)
+if missing():
+    pytest.skip(missing(), allow_module_level=True)
+
+from fastconv import algorithms
+from fastconv.cuda import tiled
+from fastconv.cuda.gemm import Tile
+from fastconv.descriptor import parse
+
+TARGETS = [(8, 0), (9, 0, "a")]
+SHARED_MEMORY = 99 << 10  # bytes of a block on the smallest GPUs that copy asynchronously, compute capability 8.6
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize("rows_columns", tiled.TILES, ids=str)
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_implicit_gemm_multiplies_most_of_the_time(rows_columns: tuple[int, int], channels_last: bool, target: Any):
+    tile = Tile(*rows_columns)
+    code = tiled.compiled(tile, channels_last).cubin(target)
+    text, used = disassemble(code), registers(code)
+    loop = main_loop(text, "FFMA")
+    assert loop.hits == 512 and loop.hits / loop.instructions > (0.75 if channels_last else 0.6)
+    assert used.count * tile.threads * tiled.blocks_at_once(tile) <= 65536
+    assert used.stack <= 32  # a few values that only the end of the kernel needs
+    assert opcodes(text)["LDS.128"] >= 32 and opcodes(text)["LDGSTS.E.BYPASS.128"] and opcodes(text)["STG.E.128"]
+    assert tile.shared_bytes <= SHARED_MEMORY
+
+
+OPERATIONS = ["n1c4h9w9k6r3s3p1_bias_relu", "n1c4h9w9k6r3s3p1_dgrad", "n1c4h9w9k6r3s3p1_wgrad", "n1c4h9w9_max3u2p1"]
+
+
+@pytest.mark.parametrize("text", OPERATIONS)
+def test_every_operation_has_a_kernel_that_takes_all(text: str) -> None:
+    problem = parse(f"{text}_cuda")
+    assert algorithms.supporting(problem)[-1] == "reference"
+    fastest = algorithms.candidates(problem)[0]
+    assert algorithms.predicted_ns(problem, fastest) > 0
