@@ -172,7 +172,7 @@ def _by_model(problem: Problem, algorithm: str | None, threads: int, max_workspa
 
 
 def _worth_measuring(problem: Problem) -> bool:
-    return problem.batch > 0 and len(algorithms.candidates(problem)) > 1
+    return problem.device == "cpu" and problem.batch > 0 and len(algorithms.candidates(problem)) > 1
 
 
 def _known(problem: Problem, threads: int) -> Any:

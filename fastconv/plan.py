@@ -34,7 +34,7 @@ class Explanation:
     measured_ns, gflops, peak_fraction : float or None
         The best time that tuning saw, if this problem has been tuned.
     tunable : bool
-        Whether there is more than one candidate.
+        Whether there is more than one candidate, and a way to measure them: on the CPU.
     busy : float or None
         Share of the threads' time that is work if all are equally fast, by counting jobs; None if nobody can count.
     layout_copies : str
@@ -80,7 +80,7 @@ class Explanation:
 
     def _measured(self) -> str:
         if self.measured_ns is None:
-            return "not yet: run `fastconv tune` on this descriptor" if self.tunable else "no: nothing to choose from"
+            return "not yet: run `fastconv tune` on this descriptor" if self.tunable else "no: there is nothing to tune"
         share = f", {self.peak_fraction:.0%} of the FMA peak" if self.peak_fraction else ""
         return f"{self.measured_ns / 1e3:.1f} us, {self.gflops:.0f} GFLOP/s{share}"
 
@@ -96,7 +96,7 @@ def explain(problem: Any, kernel: Any, choice: Choice) -> Explanation:
         problem.descriptor, choice.candidate.algorithm, dict(choice.candidate.params), choice.source,
         choice.threads, kernel.workspace_bytes, choice.predicted_ns,
         learn.expected_ns(problem, choice.candidate, choice.predicted_ns, choice.threads),
-        *_measured(problem, choice), len(algorithms.candidates(problem)) > 1,
+        *_measured(problem, choice), problem.device == "cpu" and len(algorithms.candidates(problem)) > 1,
         _busy(kernel, choice.threads), kernel.layout_copies, others,
     )  # fmt: skip
 

@@ -344,6 +344,11 @@ def test_no_store_is_an_error_before_any_work(made_up, monkeypatch):
     assert algorithms.module("conv", "quick").runs == []
 
 
+def test_problems_on_a_gpu_are_refused(made_up):
+    with pytest.raises(ValueError, match=f"problems must be on the CPU to be tuned so far, got {TINY}_cuda"):
+        search.tune(f"{TINY}_cuda")
+
+
 def test_thread_counts_are_checked(made_up):
     with pytest.raises(ValueError, match=r"threads must be from 1 to .* got 4096"):
         search.tune(TINY, threads=4096)

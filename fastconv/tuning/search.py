@@ -108,7 +108,8 @@ def tune(
     ImportError
         If there is nowhere to store wisdom: platformdirs or filelock is not installed.
     ValueError
-        For a bad descriptor, the gradient of a pooling (it has one kernel), or a thread count out of range.
+        For a bad descriptor, the gradient of a pooling (it has one kernel), a problem on a GPU, or a thread count
+        out of range.
     """
     return list(tune_each(problems, budget, threads, retune, progress))
 
@@ -127,6 +128,8 @@ def tune_each(
         raise ValueError(f"problems must have a batch of at least 1 to be tuned, got {', '.join(empty)}")
     if fixed := [p.descriptor for p in wanted if p.operation == "pool_backward_input"]:
         raise ValueError(f"there is nothing to choose for the gradient of a pooling, got {', '.join(fixed)}")
+    if there := [p.descriptor for p in wanted if p.device != "cpu"]:
+        raise ValueError(f"problems must be on the CPU to be tuned so far, got {', '.join(there)}")
     known = {} if retune else {p: wisdom.lookup(p, threads) for p in wanted}
     unknown = sum(known.get(p) is None for p in wanted)
     end = None if budget is None else monotonic() + budget
