@@ -70,6 +70,8 @@ def on_gpu(x: Any) -> bool:
     """Whether `x` is an array on a GPU, of PyTorch, CuPy, Numba or whatever says so as they do."""
     if isinstance(x, np.ndarray):
         return False
+    if hasattr(x, "is_cuda"):  # a tensor of PyTorch, which makes the whole interface when it is asked for it
+        return bool(x.is_cuda)
     return hasattr(x, "__cuda_array_interface__") or type(x).__module__.startswith("numba.cuda")
 
 
@@ -124,7 +126,7 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: Any, *inputs: np.ndarray)
         raise ValueError(f"out must have shape {tuple(shape)}, got {out.shape}")
     if not out.flags.writeable or not out.flags.aligned:
         raise ValueError("out must be writeable and aligned")
-    if _overlaps_itself(out.shape, out.strides, out.itemsize):
+    if overlaps_itself(out.shape, out.strides, out.itemsize):
         raise ValueError(f"out has elements that share memory, with strides {out.strides} for shape {out.shape}")
     if any(np.may_share_memory(out, x) and _overlap(out, x) for x in inputs):
         raise ValueError("out must not overlap x or another input; give a separate array")
@@ -146,7 +148,7 @@ def target(
 
 
 @lru_cache
-def _overlaps_itself(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
+def overlaps_itself(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
     """Whether strides are too short for their axes (sufficient for arrays made by slicing)."""
     reach = itemsize
     for stride, size in sorted((abs(s), n) for s, n in zip(strides, shape, strict=True) if n > 1):

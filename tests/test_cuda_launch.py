@@ -26,11 +26,13 @@ class Sizes(NamedTuple):
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The calls of cuLaunchKernel, arguments read as the driver would."""
     calls: list[dict[str, Any]] = []
+    contexts: list[int] = []
 
     def launch(function, gx, gy, gz, bx, by, bz, shared, stream, arguments, _extra):
         where = ctypes.cast(arguments, ctypes.POINTER(ctypes.c_void_p * 6)).contents
         read = [ctypes.cast(where[i], ctypes.POINTER(kind)).contents.value for i, kind in enumerate(KINDS)]
         grid, block = (gx, gy, gz), (bx, by, bz)
+        assert len(contexts) == 1, "no context is current"
         calls.append({"grid": grid, "block": block, "shared": shared, "stream": stream, "arguments": read})
         return (0,) if function else (1,)
 
@@ -39,7 +41,10 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     bindings.driver = cu  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", cu)
-    monkeypatch.setattr(driver, "_function", lambda kernel, device, shared: 0 if device == 9 else 77 + device)
+    cu.cuCtxPushCurrent = lambda context: contexts.append(context) or (0,)  # type: ignore[attr-defined]
+    cu.cuCtxPopCurrent = contexts.pop  # type: ignore[attr-defined]
+    monkeypatch.setattr(driver, "_function", lambda kernel, device: 0 if device == 9 else 77 + device)
+    monkeypatch.setattr(driver, "_primary_context", lambda device: device)
     return calls
 
 
@@ -74,8 +79,16 @@ def test_a_launch_passes_addresses_and_numbers(launched: list[dict[str, Any]]) -
 
 
 def test_an_error_of_the_driver_is_raised(launched: list[dict[str, Any]]) -> None:
-    with pytest.raises(RuntimeError, match="the CUDA driver refused a launch: 1"):
+    with pytest.raises(RuntimeError, match="the CUDA driver refused: 1"):
         make_launch()((array(16, device=9), array(32, device=9), None))
+
+
+def test_numbers_that_do_not_fit_are_refused(launched: list[dict[str, Any]]) -> None:
+    made = make_launch().kernel
+    with pytest.raises(ValueError, match="must fit the kernel's integers, got 2147483648"):
+        Launch(made, (1,), (Sizes(1, 1 << 31), 0.0))((array(16), array(32), None))
+    with pytest.raises(ValueError, match="takes 3 arrays, got 2"):
+        Launch(made, (1,), (Sizes(1, 2), 0.0))((array(16), array(32)))
 
 
 def test_grids_are_checked_and_empty_ones_start_nothing(launched: list[dict[str, Any]]) -> None:

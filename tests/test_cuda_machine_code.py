@@ -15,8 +15,19 @@ if missing():
     pytest.skip(missing(), allow_module_level=True)
 
 from fastconv import algorithms
-from fastconv.cuda import tiled
+from fastconv.cuda import (
+    local,
+    local_backward,
+    norm_kernels,
+    pack,
+    pool,
+    pool_backward,
+    reference,
+    reference_backward,
+    tiled,
+)  # fmt: skip
 from fastconv.cuda.gemm import Tile
+from fastconv.cuda.kernel import Kernel
 from fastconv.descriptor import parse
 
 TARGETS = [(8, 0), (9, 0, "a")]
@@ -47,3 +58,26 @@ def test_every_operation_has_a_kernel_that_takes_all(text: str) -> None:
     assert algorithms.supporting(problem)[-1] == "reference"
     fastest = algorithms.candidates(problem)[0]
     assert algorithms.predicted_ns(problem, fastest) > 0
+
+
+def plain_kernels(dtype: str) -> list[Kernel]:
+    """Every kernel that is no implicit GEMM, for one type of elements."""
+    found = [reference._convolve(dtype), reference_backward._convolve_input(dtype)]
+    found += [reference_backward._convolve_weight(dtype), pool._pool(dtype, 0, True)]
+    for mode in range(4):
+        found += [pool._pool(dtype, mode, False), pool_backward._pool_input(dtype, mode)]
+        found += [reference._convolve_pooled(dtype, mode)]
+    found += [local._local(dtype), local_backward._local_input(dtype), local_backward._local_weight(dtype)]
+    found += [norm_kernels.piece_moments_kernel(dtype), norm_kernels.merge_moments_kernel(dtype)]
+    found += [norm_kernels.update_running_kernel(dtype, dtype), norm_kernels.normalize_kernel(dtype, dtype)]
+    found += [norm_kernels.piece_products_kernel(dtype, dtype), norm_kernels.merge_products_kernel(dtype, dtype)]
+    found += [norm_kernels.input_gradient_kernel(dtype, dtype, dtype)]
+    return [*found, pack._compiled()] if dtype == "float32" else found
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_plain_kernels_compile(dtype: str) -> None:
+    for kernel in plain_kernels(dtype):
+        code = kernel.cubin((8, 0))
+        assert kernel.name.encode() in code, "the entry has another name than the one that it is loaded by"
+        assert registers(code).stack <= 64, kernel.name

@@ -101,6 +101,8 @@ class _Torch(Library):
     def describe(self, x: Any) -> DeviceArray:
         import torch
 
+        if x.requires_grad and torch.is_grad_enabled():
+            raise ValueError("tensors must not require gradients, which fastconv would not pass on; use x.detach()")
         dtype, stream = str(x.dtype).removeprefix("torch."), torch.cuda.current_stream(x.device).cuda_stream
         return DeviceArray(x.data_ptr(), tuple(x.shape), x.stride(), dtype, x, stream, x.device.index)
 
@@ -143,7 +145,7 @@ class _Numba(Library):
         shape, dtype = tuple(where["shape"]), np.dtype(where["typestr"])
         steps = where.get("strides")
         if steps is None:
-            steps = np.empty(shape, np.dtype([])).strides if not math.prod(shape) else _row_major(shape, dtype.itemsize)
+            steps = _row_major(shape, dtype.itemsize)
         strides = tuple(step // dtype.itemsize for step in steps)
         stream, device = where.get("stream") or 0, cuda.current_context().device.id
         return DeviceArray(where["data"][0], shape, strides, str(dtype), x, stream, device)
@@ -164,7 +166,7 @@ def _row_major(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
 
 
 def _is_from(x: Any, package: str) -> bool:
-    return type(x).__module__.split(".")[0] == package
+    return any(kind.__module__.split(".")[0] == package for kind in type(x).__mro__)
 
 
 _LIBRARIES = (_Torch(), _CuPy(), _Numba())

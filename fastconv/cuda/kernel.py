@@ -80,6 +80,9 @@ class Launch:
         """Start the kernel on arrays; None stands for an array that it does not read."""
         if not math.prod(self.grid):
             return
+        wanted = len(self.kernel.arguments) - len(self.values)
+        if len(arrays) != wanted:
+            raise ValueError(f"the kernel {self.kernel.name} takes {wanted} arrays, got {len(arrays)}")
         if SIMULATED:
             pointers = [SimulatedPointer(np.empty(0)) if a is None else a.simulated() for a in arrays]
             self.kernel.simulate(self.grid, self.shared, (*pointers, *self.values))

@@ -42,8 +42,7 @@ def _compiled() -> Kernel:
             r, s = tap // g.kernel_w, tap % g.kernel_w
             value = float32(0)
             if k < g.filters and r < g.kernel_h:
-                filter = group * g.filters + k
-                value = weight[filter * g.w_filter + c * g.w_channel + r * g.w_row + s * g.w_column]
+                value = weight[(group * g.filters + k) * g.w_filter + c * g.w_channel + r * g.w_row + s * g.w_column]
             out[index] = value
             index += step
 
@@ -66,13 +65,21 @@ class FilterPacker:
         self.terms = -(-math.prod(problem.weight_shape[1:]) // DEPTH) * DEPTH
         self.columns = -(-(problem.out_channels // problem.groups) // block) * block
         self.size = problem.groups * self.terms * self.columns
+        self._launches: dict[tuple[int, ...], Launch] = {}  # by the weights' strides
 
     def __call__(self, weight: DeviceArray) -> DeviceArray:
         p = self.problem
         library = library_of(weight.owner)
         assert library is not None
         packed = as_device_array(library.new((self.size,), (1,), p.dtype, weight.owner), "packed")
-        sizes = (p.groups, p.out_channels // p.groups, *p.weight_shape[1:], self.terms, self.columns, *weight.strides)
-        grid = (min(-(-self.size // _THREADS), 1 << 16),)
-        Launch(_compiled(), grid, (PackGeometry(*sizes),))((weight, packed), weight.stream)
+        self._launch(weight.strides)((weight, packed), weight.stream)
         return packed
+
+    def _launch(self, strides: tuple[int, ...]) -> Launch:
+        launch = self._launches.get(strides)
+        if launch is None:
+            p = self.problem
+            sizes = (p.groups, p.out_channels // p.groups, *p.weight_shape[1:], self.terms, self.columns, *strides)
+            grid = (min(-(-self.size // _THREADS), 1 << 16),)
+            launch = self._launches[strides] = Launch(_compiled(), grid, (PackGeometry(*sizes),))
+        return launch

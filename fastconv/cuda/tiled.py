@@ -17,7 +17,7 @@ from fastconv.cuda.conv_kernel import ConvKernel, Packed, Strides
 from fastconv.cuda.gather import MOST_TAPS, WalkGeometry, gathering, own_pixels, own_terms
 from fastconv.cuda.gemm import DEPTH, STAGES, Tile, multiplication, place_of
 from fastconv.cuda.geometry import Epilogue
-from fastconv.cuda.kernel import Kernel, Launch
+from fastconv.cuda.kernel import MOST_BLOCKS, Kernel, Launch
 from fastconv.cuda.pack import FilterPacker
 from fastconv.cuda.ptx import commit, copy_async16, wait
 from fastconv.cuda.store_tile import storing
@@ -37,6 +37,8 @@ def unsupported(problem: ConvProblem) -> str | None:
         return f"it computes float32, not {problem.dtype}"
     if max(math.prod(shape) for shape in (problem.in_shape, problem.weight_shape, problem.out_shape)) >= 1 << 30:
         return "its indices have 32 bits, and an array has 2**30 elements or more"
+    if problem.groups > MOST_BLOCKS or FilterPacker(problem, TILES[0][1]).size >= 1 << 30:
+        return "it has too many groups, or weights that fill too much with whole tiles"
     if max(problem.kernel_size) > MOST_TAPS:
         return f"its kernel has more than {MOST_TAPS} rows or columns"
     return "it does not pool" if problem.pool else None
@@ -160,6 +162,12 @@ class Tiled(ConvKernel):
         return self._launch(x, out, False)
 
     def _launch(self, x: Strides, out: Strides, vectors: bool) -> Launch:
+        for shape, strides in ((self.problem.in_shape, x), (self.problem.out_shape, out)):
+            if sum((size - 1) * step for size, step in zip(shape, strides, strict=True)) >= 1 << 31:
+                raise ValueError(
+                    f"arrays must reach over less than 2**31 elements, got strides {strides} for shape {shape}; copy "
+                    "them first, or use algorithm='reference'"
+                )
         p, tile = self.problem, self.tile
         filters, pixels = p.out_channels // p.groups, p.batch * math.prod(p.conv_size)
         (top, _), (left, _) = p.padding

@@ -7,9 +7,10 @@ needed, to machine code (`cubin`); with ``NUMBA_ENABLE_CUDASIM=1`` it runs as Py
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from numba import config, cuda, float32, float64, int32, int64, types, uint32
 __all__ = ["SIMULATED", "cuda", "float32", "float64", "int32", "int64", "types", "uint32"]
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
-PACKAGES = ("numba-cuda", "cuda-core", "nvidia-nvvm", "nvidia-nvjitlink")
+_PACKAGES = ("numba", "llvmlite", "numba-cuda", "cuda-core", "nvidia-nvvm", "nvidia-nvjitlink")
 
 Capability = tuple[int, int] | tuple[int, int, str]  # (9, 0, "a") names the features of that chip alone
 
@@ -35,7 +36,7 @@ def require() -> None:
     """
     if SIMULATED:
         return
-    missing = [name for name in ("numba_cuda", "cuda.core") if not _installed(name)]
+    missing = [name for name in ("numba_cuda", "cuda.core", "platformdirs") if not _installed(name)]
     if missing:
         raise ImportError(f"arrays on a GPU need {', '.join(missing)}: pip install 'fastconv[cuda]'")
 
@@ -100,21 +101,29 @@ def literal(kind: Any) -> Any:
     return kind.literal_value
 
 
+def _version(package: str) -> str:
+    """That of a package as it was installed, or "none": a toolkit of the system's has no package."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
+
+
 @cache
 def source_stamp() -> str:
     """Hash of every source of this package and of the packages that compile it."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
-    for name in PACKAGES:
-        digest.update(f"{name} {version(name)}".encode())
+    for name in _PACKAGES:
+        digest.update(f"{name} {_version(name)}".encode())
+    digest.update(sys.version.encode())
     return digest.hexdigest()
 
 
 def cubin(
-    function: Callable, arguments: tuple, capability: Capability, *, name: str, launch_bounds: Any = None,
-    max_registers: int | None = None,
-) -> bytes:  # fmt: skip
+    function: Callable, arguments: tuple, capability: Capability, *, name: str, launch_bounds: Any = None
+) -> bytes:
     """Machine code of a kernel for GPUs of a compute capability, compiled as ``@cuda.jit`` does.
 
     Parameters
@@ -129,8 +138,6 @@ def cubin(
         Of the entry in the code.
     launch_bounds : int or (int, int), optional
         Most threads of a block, and fewest blocks that a multiprocessor must be able to hold.
-    max_registers : int, optional
-        Most registers of a thread.
     """
     require()
     from cuda.core import Linker, LinkerOptions, ObjectCode
@@ -140,5 +147,5 @@ def cubin(
         output="ltoir", launch_bounds=launch_bounds,
     )  # fmt: skip
     arch = "sm_" + "".join(map(str, capability))
-    options = LinkerOptions(arch=arch, link_time_optimization=True, max_register_count=max_registers)
+    options = LinkerOptions(arch=arch, link_time_optimization=True)
     return Linker(ObjectCode.from_ltoir(code), options=options).link("cubin").code

@@ -1,7 +1,7 @@
 """Convolution and its gradients for arrays on a GPU: what `fastconv.conv2d` and `fastconv.grad` do with them.
 
-Nothing is copied, results are made by the library of the input, and kernels are started on the stream that this
-library works on; no call waits for the GPU.
+Images are not copied, results are made by the library of the input, and kernels are started on the stream that this
+library works on.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from fastconv.arrays import overlaps_itself
 from fastconv.cuda.arrays import DeviceArray, as_device_array, library_of, memory_format
 from fastconv.dispatch import kernel_for
 from fastconv.functional.calls import CallCache
@@ -23,7 +24,7 @@ def conv2d(x: Any, weight: Any, bias: Any, options: tuple, algorithm: str | None
     """`fastconv.conv2d`; `options` are (stride, padding, dilation, groups, activation, pool)."""
     given, w, b = _image(x, "x"), as_device_array(weight, "weight", (4,)), _bias(bias)
     image = _batched(given)
-    _same_dtype(image, "x", weight=w, bias=b)
+    _fit(image, "x", weight=w, bias=b)
     key = ("forward", image.shape, image.strides, image.dtype, w.shape, b and b.shape, *options, algorithm)
     found = _recall(key)
     if found is None:
@@ -48,9 +49,9 @@ def conv2d_input(
     """`fastconv.functional.transposed.input_gradient`."""
     given, w, b = _image(grad_output, named[0]), as_device_array(weight, "weight", (4,)), _bias(bias)
     grad = _batched(given)
-    _same_dtype(grad, named[0], weight=w, bias=b)
+    _fit(grad, named[0], weight=w, bias=b)
     shape = tuple(in_shape) if grad is given else (1, *in_shape)
-    key = ("input", shape, w.shape, grad.shape, grad.strides, grad.dtype, b is None, *options, algorithm)
+    key = ("input", shape, w.shape, grad.shape, grad.strides, grad.dtype, b and b.shape, *options, algorithm)
     found = _recall(key)
     if found is None:
         problem = _gradient("backward_input", shape, w.shape, grad, options, named, b is not None)
@@ -70,6 +71,8 @@ def conv_transpose2d(
     strides, dilations = pair(options[0], "stride", least=1), pair(options[2], "dilation", least=1)
     shape = image.shape if len(image.shape) == 4 else (1, *image.shape)
     size = transposed_size(shape, w.shape, strides, options[1], output_padding, dilations)
+    if not isinstance(options[3], int) or options[3] < 1:
+        raise ValueError(f"groups must be a positive int, got {options[3]!r}")
     extra = pair(output_padding, "output_padding", least=0)
     if extra[0] >= strides[0] or extra[1] >= strides[1]:
         raise ValueError(f"output_padding must be less than the stride on a GPU, got {output_padding!r}")
@@ -82,8 +85,11 @@ def conv2d_weight(
     input: Any, weight_shape: tuple[int, ...], grad_output: Any, options: tuple, algorithm: str | None, out: Any
 ) -> Any:
     """`fastconv.grad.conv2d_weight`."""
-    image, grad = _batched(_image(input, "input")), _batched(_image(grad_output, "grad_output"))
-    _same_dtype(image, "input", grad_output=grad)
+    image, grad = _image(input, "input"), _image(grad_output, "grad_output")
+    if len(image.shape) != len(grad.shape):
+        raise ValueError(f"grad_output must have as many axes as input, got {grad.shape} for {image.shape}")
+    image, grad = _batched(image), _batched(grad)
+    _fit(image, "input", grad_output=grad)
     key = ("weight", image.shape, image.strides, image.dtype, weight_shape, grad.shape, grad.strides, *options)
     found = _recall((*key, algorithm))
     if found is None:
@@ -158,10 +164,18 @@ def _check_bias(bias: DeviceArray | None, channels: int) -> None:
         raise ValueError(f"bias must have shape ({channels},), got {bias.shape}")
 
 
-def _same_dtype(image: DeviceArray, name: str, **others: DeviceArray | None) -> None:
+def _fit(image: DeviceArray, name: str, **others: DeviceArray | None) -> None:
+    """Raise unless the others have the dtype of an image, and are on its GPU and its stream."""
     for other, array in others.items():
-        if array is not None and array.dtype != image.dtype:
+        if array is None:
+            continue
+        if array.dtype != image.dtype:
             raise TypeError(f"{other} must have the dtype of {name}, {image.dtype}, got {array.dtype}")
+        if (array.device, array.stream) != (image.device, image.stream):
+            raise ValueError(
+                f"{other} must be on the GPU and the stream of {name}, {image.device} and {image.stream}, got "
+                f"{array.device} and {array.stream}"
+            )
 
 
 def _target(
@@ -177,8 +191,9 @@ def _target(
     array = as_device_array(out, "out")
     if array.shape != (shape if batched else shape[1:]):
         raise ValueError(f"out must have shape {shape if batched else shape[1:]}, got {array.shape}")
-    if array.dtype != problem.dtype:
-        raise TypeError(f"out must be {problem.dtype}, got {array.dtype}")
+    _fit(inputs[0], "the input", out=array)
+    if overlaps_itself(array.shape, array.strides, 1):
+        raise ValueError(f"out has elements that share memory, with strides {array.strides} for shape {array.shape}")
     itemsize = problem.itemsize
     for x in (x for x in inputs if x is not None):
         apart = array.pointer + itemsize * array.reach <= x.pointer or x.pointer + itemsize * x.reach <= array.pointer

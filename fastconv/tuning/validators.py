@@ -71,17 +71,8 @@ def machine() -> dict[str, Any]:
     }  # fmt: skip
 
 
-@cache
-def gpu() -> dict[str, Any]:
-    """Name of the first GPU and versions of what compiles for it."""
-    from fastconv.cuda.driver import device_name
-    from fastconv.cuda.toolkit import PACKAGES
-
-    return {"gpu": device_name(), **{name: version(name) for name in PACKAGES}}
-
-
 def validators(descriptor: str, algorithm: str) -> dict[str, Any]:
-    """`machine`, the GPU if the problem is on one, and the source hash of the algorithm that computes it.
+    """`machine` and the source hash of the algorithm that computes the problem.
 
     Raises
     ------
@@ -89,5 +80,4 @@ def validators(descriptor: str, algorithm: str) -> dict[str, Any]:
         If the algorithm is not registered.
     """
     problem = parse(descriptor)
-    source = source_hash(algorithms.source_of(problem, algorithm))
-    return {**machine(), **(gpu() if problem.device == "cuda" else {}), "source": source}
+    return {**machine(), "source": source_hash(algorithms.source_of(problem, algorithm))}

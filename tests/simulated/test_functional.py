@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numba import cuda
@@ -10,6 +12,7 @@ from support import FORMATS, as_format
 
 import fastconv
 from fastconv.arrays import aligned
+from fastconv.functional import gpu
 
 
 def arrays(format: str = "contiguous", batch: int = 2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -77,6 +80,34 @@ def test_transposed() -> None:
     result = fastconv.conv_transpose2d(*sent(x, weight, bias), stride=2, padding=1, output_padding=1)
     expected = fastconv.conv_transpose2d(x, weight, bias, stride=2, padding=1, output_padding=1)
     np.testing.assert_allclose(result.copy_to_host(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_call_that_is_known_is_checked_too() -> None:
+    random = np.random.default_rng(0)
+    x, weight, bias = (random.standard_normal(s).astype("float32") for s in ((1, 4, 3, 4), (4, 3, 2, 2), (3,)))
+    gx, gw = sent(x, weight)
+    fastconv.conv_transpose2d(gx, gw, FakeCUDAArray(bias))
+    with pytest.raises(ValueError, match=r"bias must have shape \(3,\), got \(2,\)"):
+        fastconv.conv_transpose2d(gx, gw, FakeCUDAArray(bias[:2]))
+    with pytest.raises(ValueError, match="groups must be a positive int"):
+        fastconv.conv_transpose2d(gx, gw, groups=0)
+    with pytest.raises(ValueError, match="grad_output must have as many axes as input"):
+        fastconv.grad.conv2d_weight(gx, (2, 4, 1, 1), FakeCUDAArray(np.zeros((2, 3, 4), "float32")))
+    shared = np.lib.stride_tricks.as_strided(np.zeros(8, "float32"), (1, 3, 4, 5), (4, 0, 0, 4))
+    with pytest.raises(ValueError, match="out has elements that share memory"):
+        fastconv.conv_transpose2d(gx, gw, out=FakeCUDAArray(shared))
+
+
+def test_arrays_of_other_gpus_and_streams_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, _ = arrays()
+    gx, gw = sent(x, weight)
+    real = gpu.as_device_array
+    for field in ("device", "stream"):
+        monkeypatch.setattr(
+            gpu, "as_device_array", lambda a, *rest, at=field: replace(real(a, *rest), **{at: 5 if a is gw else 0})
+        )
+        with pytest.raises(ValueError, match="weight must be on the GPU and the stream of x"):
+            fastconv.conv2d(gx, gw)
 
 
 def test_a_descriptor_names_the_device() -> None:
