@@ -62,15 +62,6 @@ class Pieces(NamedTuple):
         return self._replace(lanes=lanes, rows=THREADS // lanes, tiles=-(-self.channels // lanes))
 
 
-class Strides(NamedTuple):
-    """Of an (N, C, H, W) array, in elements."""
-
-    batch: int
-    channel: int
-    row: int
-    column: int
-
-
 def _power_of_two(least: int) -> int:
     return 1 << math.ceil(math.log2(max(1, least)))
 
@@ -99,12 +90,6 @@ def next_place(n, i, j, g):
     if i >= g.height:
         n, i = n + 1, i - g.height
     return n, i, j
-
-
-@device
-def address(n, c, i, j, s):
-    """Element of an array with `Strides`."""
-    return n * s.batch + c * s.channel + i * s.row + j * s.column
 
 
 @device

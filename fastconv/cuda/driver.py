@@ -57,14 +57,16 @@ class Prepared:
 
     def __init__(self, launch: Launch, device: int) -> None:
         kernel = launch.kernel
+        from cuda.bindings import driver as cu
+
+        self._cu = cu
         self.context, self.function = _primary_context(device), _function(kernel, device)
         self.grid = (*launch.grid, 1, 1)[:3]
         self.threads, self.shared = kernel.threads, launch.shared
         self.values = _scalars(kernel.arguments, launch.values)
 
     def __call__(self, pointers: list[int], stream: int) -> None:
-        from cuda.bindings import driver as cu
-
+        cu = self._cu
         # The driver reads the arguments before it returns, but without the GIL: each call has its own.
         addresses = (ctypes.c_void_p * len(pointers))(*pointers)
         base, size = ctypes.addressof(addresses), ctypes.sizeof(ctypes.c_void_p)

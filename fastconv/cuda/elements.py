@@ -18,6 +18,19 @@ def activated(value, epilogue):
 
 
 @device
+def at(steps, n, c, row, column):
+    """Where an element is, from the `fastconv.cuda.geometry.Steps` of its array."""
+    return n * steps.batch + c * steps.channel + row * steps.row + column * steps.column
+
+
+@device
+def output_at(distance, stride, outputs):
+    """Along one axis: the output whose window begins so far on, or -1 if there is none."""
+    i = distance // stride
+    return i if distance % stride == 0 and 0 <= i < outputs else -1
+
+
+@device
 def first_tap(position, dilation):
     """The first tap that is not before the image, of taps at position, position + dilation, ..."""
     return 0 if position >= 0 else (dilation - 1 - position) // dilation

@@ -59,6 +59,15 @@ class ConvGeometry(NamedTuple):
         return cls(*numbers)
 
 
+class Steps(NamedTuple):
+    """Strides of an (N, C, H, W) array, in elements."""
+
+    batch: int
+    channel: int
+    row: int
+    column: int
+
+
 class Epilogue(NamedTuple):
     """An activation: x < 0 ? slope * x : x, clamped to [low, high]."""
 

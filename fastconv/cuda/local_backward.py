@@ -11,6 +11,7 @@ from functools import cache
 from fastconv.algorithms import Params
 from fastconv.cuda.arrays import DeviceArray
 from fastconv.cuda.conv_kernel import DeviceKernel, Strides
+from fastconv.cuda.elements import output_at
 from fastconv.cuda.geometry import ConvGeometry
 from fastconv.cuda.kernel import Kernel, Launch
 from fastconv.cuda.local import PixelStrides, unsupported
@@ -38,13 +39,11 @@ def _local_input(dtype: str) -> Kernel:
             row, column = pixel // g.in_width, pixel % g.in_width
             total = real(0)
             for r in range(g.kernel_h):
-                down = row + g.top - r * g.dilation_h  # stride times the output row that met this tap here
-                i = down // g.stride_h
-                if down % g.stride_h == 0 and 0 <= i < g.out_height:
+                i = output_at(row + g.top - r * g.dilation_h, g.stride_h, g.out_height)  # that met this tap here
+                if i >= 0:
                     for s in range(g.kernel_w):
-                        along = column + g.left - s * g.dilation_w
-                        j = along // g.stride_w
-                        if along % g.stride_w == 0 and 0 <= j < g.out_width:
+                        j = output_at(column + g.left - s * g.dilation_w, g.stride_w, g.out_width)
+                        if j >= 0:
                             at = n * g.out_batch + i * g.out_row + j * g.out_column
                             tap = c * g.w_channel + r * g.w_row + s * g.w_column
                             w = tap + i * more.w_out_row + j * more.w_out_column

@@ -11,7 +11,8 @@ from __future__ import annotations
 from functools import lru_cache
 
 from fastconv.cuda.arrays import DeviceArray, library_of
-from fastconv.cuda.channels import THREADS, Pieces, Strides
+from fastconv.cuda.channels import THREADS, Pieces
+from fastconv.cuda.geometry import Steps
 from fastconv.cuda.kernel import Kernel, Launch
 from fastconv.cuda.norm_kernels import (
     Given,
@@ -45,7 +46,7 @@ def statistics(x: DeviceArray, mean: DeviceArray, var: DeviceArray) -> None:
     _check_vectors(x.shape[1], mean=mean, var=var)
     pieces = Pieces.of(x.shape, x.strides)
     partial = _partial(x, pieces)
-    _start(piece_moments_kernel(x.dtype), pieces.blocks, (pieces, Strides(*x.strides)), (x, *partial), x.stream)
+    _start(piece_moments_kernel(x.dtype), pieces.blocks, (pieces, Steps(*x.strides)), (x, *partial), x.stream)
     merging = pieces.merging
     _start(merge_moments_kernel(mean.dtype), merging.tiles, (merging,), (*partial, mean, var), x.stream)
 
@@ -106,7 +107,7 @@ def normalize(
     _check_vectors(x.shape[1], x.dtype, **_given(weight=weight, bias=bias))
     pieces = Pieces.of(x.shape, x.strides)
     given = Given(int(mean is not None), int(weight is not None), int(bias is not None))
-    values = (pieces, Strides(*x.strides), Strides(*out.strides), given, float(eps))
+    values = (pieces, Steps(*x.strides), Steps(*out.strides), given, float(eps))
     _start(normalize_kernel(x.dtype, var.dtype), pieces.blocks, values, (x, mean, var, weight, bias, out), x.stream)
 
 
@@ -134,7 +135,7 @@ def parameter_gradients(
     _check_vectors(x.shape[1], grad_weight=grad_weight, grad_bias=grad_bias)
     pieces = Pieces.of(x.shape, x.strides)
     partial = _partial(x, pieces)
-    values = (pieces, Strides(*x.strides), Strides(*grad_output.strides))
+    values = (pieces, Steps(*x.strides), Steps(*grad_output.strides))
     _start(
         piece_products_kernel(x.dtype, mean.dtype), pieces.blocks, values, (x, grad_output, mean, *partial), x.stream
     )
@@ -171,7 +172,7 @@ def input_gradient(
     _check_vectors(x.shape[1], grad_weight=grad_weight, grad_bias=grad_bias)
     _check_vectors(x.shape[1], x.dtype, **_given(weight=weight))
     pieces = Pieces.of(x.shape, x.strides)
-    strides = (Strides(*x.strides), Strides(*grad_output.strides), Strides(*out.strides))
+    strides = (Steps(*x.strides), Steps(*grad_output.strides), Steps(*out.strides))
     values = (pieces, *strides, int(weight is not None), float(eps))
     arrays = (x, grad_output, mean, var, weight, grad_weight, grad_bias, out)
     _start(input_gradient_kernel(x.dtype, mean.dtype, grad_weight.dtype), pieces.blocks, values, arrays, x.stream)

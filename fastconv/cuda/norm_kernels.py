@@ -13,13 +13,13 @@ from typing import NamedTuple
 from fastconv.cuda.channels import (
     THREADS,
     Pieces,
-    Strides,
-    address,
     next_place,
     piece_of_thread,
     pixels_of_piece,
     place,
 )
+from fastconv.cuda.elements import at
+from fastconv.cuda.geometry import Steps
 from fastconv.cuda.kernel import Kernel
 from fastconv.cuda.toolkit import cuda, device, float64, int64, numbers, pointer, types
 
@@ -56,20 +56,22 @@ def _per_deviation(var, eps):
 
 @cache
 def piece_moments_kernel(dtype: str) -> Kernel:
+    """Of each piece of a channel: its mean, and the sum of squared distances from it, both float64 (piece, channel)."""
+
     def piece_moments(x, means, squares, g, s):
         shared = cuda.shared.array(THREADS, float64)
         c, piece, first, last = piece_of_thread(cuda.threadIdx.x, cuda.blockIdx.x, g)
         total = float64(0)
         pixel, (n, i, j) = first, place(first, g)
         while pixel < last:
-            total += x[address(n, c, i, j, s)]
+            total += x[at(s, n, c, i, j)]
             pixel += g.rows
             n, i, j = next_place(n, i, j, g)
         mean = _sum_of_threads(total, shared, g.lanes) / pixels_of_piece(piece, g)
         total = float64(0)
         pixel, (n, i, j) = first, place(first, g)
         while pixel < last:
-            distance = x[address(n, c, i, j, s)] - mean
+            distance = x[at(s, n, c, i, j)] - mean
             total += distance * distance
             pixel += g.rows
             n, i, j = next_place(n, i, j, g)
@@ -79,12 +81,13 @@ def piece_moments_kernel(dtype: str) -> Kernel:
             squares[piece * g.channels + c] = total
 
     partial = pointer(float64)
-    kinds = (pointer(getattr(types, dtype)), partial, partial, numbers(int64, Pieces), numbers(int64, Strides))
+    kinds = (pointer(getattr(types, dtype)), partial, partial, numbers(int64, Pieces), numbers(int64, Steps))
     return Kernel(piece_moments, kinds, (dtype,), threads=THREADS)
 
 
 @cache
 def merge_moments_kernel(dtype: str) -> Kernel:
+    """Mean and biased variance of each channel, of a dtype, from the moments of its pieces."""
     real = getattr(types, dtype)
 
     def merge_moments(means, squares, mean, var, g):
@@ -115,6 +118,7 @@ def merge_moments_kernel(dtype: str) -> Kernel:
 
 @cache
 def update_running_kernel(dtype: str, statistics: str) -> Kernel:
+    """Running averages of a dtype, moved towards statistics of another one; a thread for each channel."""
     real = getattr(types, dtype)
 
     def update_running_averages(running_mean, running_var, mean, var, channels, share, unbiased):
@@ -130,6 +134,7 @@ def update_running_kernel(dtype: str, statistics: str) -> Kernel:
 
 @cache
 def normalize_kernel(dtype: str, statistics: str) -> Kernel:
+    """``(x - mean) / sqrt(var + eps) * weight + bias``, as far as they are `Given`; `statistics` is mean's dtype."""
     real = getattr(types, dtype)
 
     def normalize_pixels(x, mean, var, weight, bias, out, g, s, o, given, eps):
@@ -145,17 +150,19 @@ def normalize_kernel(dtype: str, statistics: str) -> Kernel:
             factor = real(scale)
             n, i, j = place(pixel, g)
             while pixel < last:
-                out[address(n, c, i, j, o)] = (x[address(n, c, i, j, s)] - center) * factor + shift
+                out[at(o, n, c, i, j)] = (x[at(s, n, c, i, j)] - center) * factor + shift
                 pixel += g.rows
                 n, i, j = next_place(n, i, j, g)
 
-    array, vector, strides = pointer(real), pointer(getattr(types, statistics)), numbers(int64, Strides)
+    array, vector, strides = pointer(real), pointer(getattr(types, statistics)), numbers(int64, Steps)
     kinds = (array, vector, vector, array, array, array, numbers(int64, Pieces), strides, strides)
     return Kernel(normalize_pixels, (*kinds, numbers(int64, Given), float64), (dtype, statistics), threads=THREADS)
 
 
 @cache
 def piece_products_kernel(dtype: str, statistics: str) -> Kernel:
+    """Of each piece of a channel: the sums of gradients and of gradients times x - mean, float64 (piece, channel)."""
+
     def piece_products(x, grad, mean, totals, products, g, s, d):
         shared = cuda.shared.array(THREADS, float64)
         c, piece, pixel, last = piece_of_thread(cuda.threadIdx.x, cuda.blockIdx.x, g)
@@ -164,9 +171,9 @@ def piece_products_kernel(dtype: str, statistics: str) -> Kernel:
             center = float64(mean[c])
             n, i, j = place(pixel, g)
             while pixel < last:
-                gradient = grad[address(n, c, i, j, d)]
+                gradient = grad[at(d, n, c, i, j)]
                 total += gradient
-                product += gradient * (x[address(n, c, i, j, s)] - center)
+                product += gradient * (x[at(s, n, c, i, j)] - center)
                 pixel += g.rows
                 n, i, j = next_place(n, i, j, g)
         total = _sum_of_threads(total, shared, g.lanes)
@@ -175,7 +182,7 @@ def piece_products_kernel(dtype: str, statistics: str) -> Kernel:
             totals[piece * g.channels + c] = total
             products[piece * g.channels + c] = product
 
-    array, strides, partial = pointer(getattr(types, dtype)), numbers(int64, Strides), pointer(float64)
+    array, strides, partial = pointer(getattr(types, dtype)), numbers(int64, Steps), pointer(float64)
     vector = pointer(getattr(types, statistics))
     kinds = (array, array, vector, partial, partial, numbers(int64, Pieces), strides, strides)
     return Kernel(piece_products, kinds, (dtype, statistics), threads=THREADS)
@@ -183,6 +190,7 @@ def piece_products_kernel(dtype: str, statistics: str) -> Kernel:
 
 @cache
 def merge_products_kernel(statistics: str, dtype: str) -> Kernel:
+    """Gradients of weight and bias, of a dtype, from the sums of the pieces and the variance."""
     real = getattr(types, dtype)
 
     def merge_products(totals, products, var, grad_weight, grad_bias, g, eps):
@@ -207,6 +215,7 @@ def merge_products_kernel(statistics: str, dtype: str) -> Kernel:
 
 @cache
 def input_gradient_kernel(dtype: str, statistics: str, sums: str) -> Kernel:
+    """The gradient of x, mean and variance depending on it, from the gradients of weight and bias, of dtype `sums`."""
     real = getattr(types, dtype)
 
     def input_gradient_pixels(x, grad, mean, var, weight, grad_weight, grad_bias, out, g, s, d, o, weighted, eps):
@@ -220,12 +229,12 @@ def input_gradient_kernel(dtype: str, statistics: str, sums: str) -> Kernel:
             center, factor = real(mean[c]), real(scale)
             n, i, j = place(pixel, g)
             while pixel < last:
-                distance = x[address(n, c, i, j, s)] - center
-                out[address(n, c, i, j, o)] = distance * along + (grad[address(n, c, i, j, d)] * factor + shift)
+                distance = x[at(s, n, c, i, j)] - center
+                out[at(o, n, c, i, j)] = distance * along + (grad[at(d, n, c, i, j)] * factor + shift)
                 pixel += g.rows
                 n, i, j = next_place(n, i, j, g)
 
     array, vector, sum_ = pointer(real), pointer(getattr(types, statistics)), pointer(getattr(types, sums))
-    strides = numbers(int64, Strides)
+    strides = numbers(int64, Steps)
     kinds = (array, array, vector, vector, array, sum_, sum_, array, numbers(int64, Pieces), strides, strides, strides)
     return Kernel(input_gradient_pixels, (*kinds, int64, float64), (dtype, statistics, sums), threads=THREADS)

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from fastconv.algorithms import Params
 from fastconv.cuda.arrays import DeviceArray
 from fastconv.cuda.conv_kernel import DeviceKernel, Strides
-from fastconv.cuda.elements import place
+from fastconv.cuda.elements import at, place
+from fastconv.cuda.geometry import Steps
 from fastconv.cuda.kernel import Kernel, Launch
 from fastconv.cuda.reference import THREADS, blocks_for, space
 from fastconv.cuda.toolkit import cuda, device, int64, numbers, pointer, types
@@ -23,33 +24,16 @@ _NS_PER_BYTE, _NS_PER_TAP = 0.0005, 0.001
 
 
 class PoolGeometry(NamedTuple):
-    """Number of images and maps, whether channels are neighbours, and strides in elements of input and output."""
+    """Number of images and maps, and whether channels are neighbours."""
 
     batch: int
     channels: int
     channels_last: int
-    x_batch: int
-    x_channel: int
-    x_row: int
-    x_column: int
-    out_batch: int
-    out_channel: int
-    out_row: int
-    out_column: int
 
     @classmethod
-    def of(cls, problem: PoolProblem, x: Strides, out: Strides) -> PoolGeometry:
-        """From a problem and the strides of the forward pooling's input and output, whichever a kernel writes."""
-        return cls(problem.batch, problem.channels, int(problem.memory_format == "channels_last"), *x, *out)
-
-
-class Steps(NamedTuple):
-    """Strides in elements of one more array."""
-
-    batch: int
-    channel: int
-    row: int
-    column: int
+    def of(cls, problem: PoolProblem) -> PoolGeometry:
+        """From a problem of either direction."""
+        return cls(problem.batch, problem.channels, int(problem.memory_format == "channels_last"))
 
 
 def unsupported(problem: PoolProblem) -> str | None:
@@ -68,12 +52,6 @@ def make(problem: PoolProblem, params: Params, threads: int) -> ReferencePool:
 
 
 @device
-def at(steps, n, c, row, column):
-    """Distance of an element from the first one."""
-    return n * steps.batch + c * steps.channel + row * steps.row + column * steps.column
-
-
-@device
 def _pixel(source, row, column):
     """A value of a map, `source`: memory, its first element in it, and the steps to the next row and column."""
     x, first, x_row, x_column = source
@@ -85,21 +63,21 @@ def _pool(dtype: str, mode: int, with_indices: bool) -> Kernel:
     real = getattr(types, dtype)
     reduced = reduction(mode, dtype, _pixel)
 
-    def pool(x, indices, out, g, window, norm, steps):
+    def pool(x, indices, out, g, window, norm, x_steps, index_steps, out_steps):
         index, step = cuda.grid(1), cuda.gridsize(1)
         while index < g.batch * g.channels * window.out_height * window.out_width:
             n, c, i, j = place(index, g.channels, window.out_height, window.out_width, g.channels_last)
-            source = (x, n * g.x_batch + c * g.x_channel, g.x_row, g.x_column)
+            source = (x, at(x_steps, n, c, 0, 0), x_steps.row, x_steps.column)
             value, where = reduced(source, i, j, window, norm)
-            out[n * g.out_batch + c * g.out_channel + i * g.out_row + j * g.out_column] = value
+            out[at(out_steps, n, c, i, j)] = value
             if with_indices:
-                indices[at(steps, n, c, i, j)] = where
+                indices[at(index_steps, n, c, i, j)] = where
             index += step
 
-    array = pointer(real)
+    array, steps = pointer(real), numbers(int64, Steps)
     kinds = (
         array, pointer(int64), array, numbers(int64, PoolGeometry), numbers(int64, Window), numbers(real, Norm),
-        numbers(int64, Steps),
+        steps, steps, steps,
     )  # fmt: skip
     return Kernel(pool, kinds, (mode, int(with_indices), dtype), threads=THREADS)
 
@@ -134,8 +112,8 @@ class ReferencePool(DeviceKernel):
         self.start((x, indices, out))
 
     def launch(self, *strides: Strides) -> Launch:
-        p, x, out = self.problem, strides[0], strides[-1]
-        steps = Steps(*strides[-2])  # of the indices, or of an array that stands for them
-        values = (PoolGeometry.of(p, x, out), Window.of(p.pool, p.in_size), Norm.of(p.pool), steps)
+        p = self.problem
+        steps = (Steps(*strides[0]), Steps(*strides[-2]), Steps(*strides[-1]))  # without indices, x stands for them
+        values = (PoolGeometry.of(p), Window.of(p.pool, p.in_size), Norm.of(p.pool), *steps)
         kernel = _pool(p.dtype, mode_of(p.pool), p.return_indices)
         return Launch(kernel, blocks_for(math.prod(p.out_shape)), values)

@@ -12,9 +12,10 @@ from typing import Any
 from fastconv.algorithms import Params
 from fastconv.cuda.arrays import DeviceArray
 from fastconv.cuda.conv_kernel import DeviceKernel, Strides
-from fastconv.cuda.elements import place
+from fastconv.cuda.elements import at, place
+from fastconv.cuda.geometry import Steps
 from fastconv.cuda.kernel import Kernel, Launch
-from fastconv.cuda.pool import PoolGeometry, Steps, at, cost
+from fastconv.cuda.pool import PoolGeometry, cost
 from fastconv.cuda.reference import THREADS, blocks_for, space
 from fastconv.cuda.toolkit import cuda, device, int64, numbers, pointer, types
 from fastconv.cuda.window import (
@@ -64,7 +65,7 @@ def _norm_share(dtype: str, mode: int) -> Any:
 def _pool_input(dtype: str, mode: int) -> Kernel:
     real, norm_share = getattr(types, dtype), _norm_share(dtype, mode)
 
-    def pool_input(grad, saved, x, out, g, w, norm, saved_steps, x_steps):
+    def pool_input(grad, saved, x, out, g, w, norm, grad_steps, saved_steps, x_steps, out_steps):
         index, step = cuda.grid(1), cuda.gridsize(1)
         while index < g.batch * g.channels * w.height * w.width:
             n, c, row, column = place(index, g.channels, w.height, w.width, g.channels_last)
@@ -74,7 +75,7 @@ def _pool_input(dtype: str, mode: int) -> Kernel:
             for i in range(first_i, last_window(row, w.stride_h, w.top, w.out_height)):
                 rows = covered(i * w.stride_h - w.top, w.kernel_h, w.top, w.height, w.include_pad)
                 for j in range(first_j, last_window(column, w.stride_w, w.left, w.out_width)):
-                    share = grad[n * g.out_batch + c * g.out_channel + i * g.out_row + j * g.out_column]
+                    share = grad[at(grad_steps, n, c, i, j)]
                     if mode == MAX:
                         if saved[at(saved_steps, n, c, i, j)] == row * w.width + column:
                             total += share
@@ -88,13 +89,13 @@ def _pool_input(dtype: str, mode: int) -> Kernel:
                 total *= x[at(x_steps, n, c, row, column)]
             elif mode == POWERS:
                 total *= x[at(x_steps, n, c, row, column)] ** (norm.power - real(1))
-            out[n * g.x_batch + c * g.x_channel + row * g.x_row + column * g.x_column] = total
+            out[at(out_steps, n, c, row, column)] = total
             index += step
 
     array, steps = pointer(real), numbers(int64, Steps)
     kinds = (
         array, pointer(int64) if mode == MAX else array, array, array, numbers(int64, PoolGeometry),
-        numbers(int64, Window), numbers(real, Norm), steps, steps,
+        numbers(int64, Window), numbers(real, Norm), steps, steps, steps, steps,
     )  # fmt: skip
     return Kernel(pool_input, kinds, (mode, dtype), threads=THREADS)
 
@@ -121,6 +122,7 @@ class ReferencePoolInput(DeviceKernel):
     def launch(self, *strides: Strides) -> Launch:
         grad, *saved, out = strides
         p = self.problem
-        first, second = (Steps(*steps) for steps in [*saved, grad, grad][:2])  # what is not saved is not read
-        values = (PoolGeometry.of(p, out, grad), Window.of(p.pool, p.in_size), Norm.of(p.pool), first, second)
+        first, second = [*saved, grad, grad][:2]  # what is not saved is not read
+        steps = (Steps(*each) for each in (grad, first, second, out))
+        values = (PoolGeometry.of(p), Window.of(p.pool, p.in_size), Norm.of(p.pool), *steps)
         return Launch(_pool_input(p.dtype, mode_of(p.pool)), blocks_for(math.prod(p.in_shape)), values)

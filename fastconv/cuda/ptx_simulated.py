@@ -32,10 +32,12 @@ def _span(memory: Any, index: int, count: int) -> np.ndarray:
 
 
 def load4(memory: Any, index: int) -> tuple:
+    """Four elements, of global or of shared memory."""
     return tuple(_span(memory, index, 4))
 
 
 def store4(memory: Any, index: int, values: tuple) -> None:
+    """Write four elements, of global or of shared memory."""
     _span(memory, index, 4)[:] = values
 
 
@@ -64,10 +66,12 @@ copy_async16 = _copy_async(16)
 
 
 def commit() -> None:
+    """End a group of this thread's copies."""
     _copies.groups.append([])
 
 
 def wait(pending: int) -> None:
+    """Let the oldest groups of copies arrive, until only so many are under way."""
     groups = _copies.groups
     while len(groups) - 1 > pending:
         for target, what in groups.pop(0):
@@ -119,6 +123,7 @@ def _together(work: Callable, *values: Any) -> Any:
 
 
 def sync_warp() -> None:
+    """Wait for the other lanes."""
     _together(_nothing)
 
 
@@ -216,6 +221,7 @@ mma_f16 = _mma(_mma_halves(_f16))
 
 
 def to_tf32(value: Any) -> np.uint32:
+    """Bits of a float32, or bits of one, rounded to 10 bits of mantissa, to nearest, ties away from zero."""
     bits = int(np.float32(value).view(np.uint32) if isinstance(value, (float, np.floating)) else value)
     if bits & 0x7FFFFFFF < 0x7F800000:  # neither an infinity nor NaN
         bits += 0x1000  # a carry moves on to the exponent, and at last to infinity
@@ -223,6 +229,7 @@ def to_tf32(value: Any) -> np.uint32:
 
 
 def pack_bf16(low: Any, high: Any) -> np.uint32:
+    """Two float32 rounded to bfloat16, to nearest, ties to even; NaN becomes 0x7FFF."""
     return np.uint32(_rounded_bf16(low) | _rounded_bf16(high) << 16)
 
 
@@ -234,6 +241,7 @@ def _rounded_bf16(value: Any) -> int:
 
 
 def pack_f16(low: Any, high: Any) -> np.uint32:
+    """Two float32 rounded to float16, to nearest, ties to even; NaN becomes 0x7FFF."""
     with np.errstate(over="ignore"):
         return np.uint32(_rounded_f16(low) | _rounded_f16(high) << 16)
 

@@ -10,7 +10,7 @@ from functools import cache
 
 from fastconv.algorithms import Params
 from fastconv.cuda.conv_kernel import ConvKernel, Strides, WeightKernel
-from fastconv.cuda.elements import first_tap, last_tap, place
+from fastconv.cuda.elements import first_tap, last_tap, output_at, place
 from fastconv.cuda.geometry import ConvGeometry
 from fastconv.cuda.kernel import Kernel, Launch
 from fastconv.cuda.reference import THREADS, blocks_for, cost, space
@@ -42,13 +42,11 @@ def _convolve_input(dtype: str) -> Kernel:
             first_filter, channel = c // g.channels * g.filters, c % g.channels
             total = real(0)
             for r in range(g.kernel_h):
-                down = row + g.top - r * g.dilation_h  # stride times the output row that met this tap here
-                i = down // g.stride_h
-                if down % g.stride_h == 0 and 0 <= i < g.out_height:
+                i = output_at(row + g.top - r * g.dilation_h, g.stride_h, g.out_height)  # that met this tap here
+                if i >= 0:
                     for s in range(g.kernel_w):
-                        along = column + g.left - s * g.dilation_w
-                        j = along // g.stride_w
-                        if along % g.stride_w == 0 and 0 <= j < g.out_width:
+                        j = output_at(column + g.left - s * g.dilation_w, g.stride_w, g.out_width)
+                        if j >= 0:
                             at = n * g.out_batch + first_filter * g.out_channel + i * g.out_row + j * g.out_column
                             w = first_filter * g.w_filter + channel * g.w_channel + r * g.w_row + s * g.w_column
                             for k in range(g.filters):

@@ -26,6 +26,7 @@ _PACKAGES = ("numba", "llvmlite", "numba-cuda", "cuda-core", "nvidia-nvvm", "nvi
 Capability = tuple[int, int] | tuple[int, int, str]  # (9, 0, "a") names the features of that chip alone
 
 
+@cache
 def require() -> None:
     """Raise unless kernels can be compiled here, or the simulator is on.
 

@@ -81,19 +81,12 @@ def conv2d(
     except (KeyError, TypeError, AttributeError):  # a first call, a list among the arguments, not an array
         known = False
     if not known:
+        options = (stride, padding, dilation, groups, activation, pool)
         if on_gpu(x):
             from fastconv.functional import gpu
 
-            return gpu.conv2d(x, weight, bias, (stride, padding, dilation, groups, activation, pool), algorithm, out)
-        x, weight = as_floats(x, "x", (3, 4)), as_floats(weight, "weight", (4,))
-        if weight.dtype != x.dtype:
-            raise TypeError(f"weight must have the dtype of x, {x.dtype}, got {weight.dtype}")
-        bias = check_bias(bias, weight)
-        options = (stride, padding, dilation, groups, activation, pool)
-        call = _prepare(x, weight, bias, options, algorithm)
-        weights = (weight.shape, weight.dtype, None if bias is None else bias.shape)
-        arrays = (type(x), x.shape, x.strides, x.dtype, *weights)
-        _calls.remember((*arrays, *options, algorithm), call)
+            return gpu.conv2d(x, weight, bias, options, algorithm, out)
+        call, x, weight, bias = _first_call(x, weight, bias, options, algorithm)
     if out is None and call.batched:  # no call of a function more than needed: tiny problems feel it
         result = call.new()
         call.run(x, call.pack(weight, bias), result)
@@ -174,6 +167,18 @@ class _Call:
         check_out(out, self.shape if self.batched else self.shape[1:], self.dtype, *inputs)
         self.kernel.convolve(image, weight, bias, out if self.batched else out[None])
         return out
+
+
+def _first_call(x: Any, weight: Any, bias: Any, options: tuple, algorithm: Any) -> tuple[_Call, Any, Any, Any]:
+    """Check the arguments of `conv2d`, and remember what was decided for others like them; with them as arrays."""
+    x, weight = as_floats(x, "x", (3, 4)), as_floats(weight, "weight", (4,))
+    if weight.dtype != x.dtype:
+        raise TypeError(f"weight must have the dtype of x, {x.dtype}, got {weight.dtype}")
+    bias = check_bias(bias, weight)
+    call = _prepare(x, weight, bias, options, algorithm)
+    weights = (weight.shape, weight.dtype, None if bias is None else bias.shape)
+    _calls.remember((type(x), x.shape, x.strides, x.dtype, *weights, *options, algorithm), call)
+    return call, x, weight, bias
 
 
 def _prepare(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, options: tuple, algorithm: Any) -> _Call:

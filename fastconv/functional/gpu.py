@@ -6,6 +6,7 @@ library works on.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from fastconv.arrays import overlaps_itself
 from fastconv.cuda.arrays import DeviceArray, as_device_array, library_of, memory_format
 from fastconv.dispatch import kernel_for
 from fastconv.functional.calls import CallCache
-from fastconv.functional.transposed import transposed_size
+from fastconv.functional.transposed import gradient_problem, transposed_size
 from fastconv.problem import ConvProblem
 from fastconv.sizes import pair
 
@@ -25,18 +26,19 @@ def conv2d(x: Any, weight: Any, bias: Any, options: tuple, algorithm: str | None
     given, w, b = _image(x, "x"), as_device_array(weight, "weight", (4,)), _bias(bias)
     image = _batched(given)
     _fit(image, "x", weight=w, bias=b)
-    key = ("forward", image.shape, image.strides, image.dtype, w.shape, b and b.shape, *options, algorithm)
-    found = _recall(key)
-    if found is None:
+
+    def describe() -> ConvProblem:
         stride, padding, dilation, groups, activation, pool = options
         problem = ConvProblem.create(
             image.shape, w.shape, stride=stride, padding=padding, dilation=dilation, groups=groups, dtype=image.dtype,
-            memory_format=memory_format(image.shape, image.strides), bias=b is not None, activation=activation,
-            pool=pool, raw=True, device="cuda",
+            memory_format=_format(image), bias=b is not None, activation=activation, pool=pool, raw=True,
+            device="cuda",
         )  # fmt: skip
         _check_bias(b, problem.out_channels)
-        found = _remember(key, problem, algorithm)
-    kernel, problem = found
+        return problem
+
+    key = ("forward", image.shape, image.strides, image.dtype, w.shape, b and b.shape, *options)
+    kernel, problem = _prepared(key, describe, algorithm)
     target, answer = _target(out, problem.out_shape, problem, given, x, (image, w, b))
     kernel.convolve(image, w, b, target)
     return answer
@@ -51,13 +53,16 @@ def conv2d_input(
     grad = _batched(given)
     _fit(grad, named[0], weight=w, bias=b)
     shape = tuple(in_shape) if grad is given else (1, *in_shape)
-    key = ("input", shape, w.shape, grad.shape, grad.strides, grad.dtype, b and b.shape, *options, algorithm)
-    found = _recall(key)
-    if found is None:
-        problem = _gradient("backward_input", shape, w.shape, grad, options, named, b is not None)
+
+    def describe() -> ConvProblem:
+        problem = gradient_problem(
+            "backward_input", shape, w.shape, grad, options, named, b is not None, _format(grad), "cuda"
+        )
         _check_bias(b, problem.in_channels)
-        found = _remember(key, problem, algorithm)
-    kernel, problem = found
+        return problem
+
+    key = ("input", shape, w.shape, grad.shape, grad.strides, grad.dtype, b and b.shape, *options)
+    kernel, problem = _prepared(key, describe, algorithm)
     target, answer = _target(out, problem.in_shape, problem, given, grad_output, (grad, w, b))
     kernel.convolve(grad, w, b, target)
     return answer
@@ -90,46 +95,30 @@ def conv2d_weight(
         raise ValueError(f"grad_output must have as many axes as input, got {grad.shape} for {image.shape}")
     image, grad = _batched(image), _batched(grad)
     _fit(image, "input", grad_output=grad)
-    key = ("weight", image.shape, image.strides, image.dtype, weight_shape, grad.shape, grad.strides, *options)
-    found = _recall((*key, algorithm))
-    if found is None:
+
+    def describe() -> ConvProblem:
         named = ("grad_output", "input of shape")
-        problem = _gradient("backward_weight", image.shape, weight_shape, grad, options, named, False)
-        found = _remember((*key, algorithm), replace(problem, memory_format=_format(image)), algorithm)
-    kernel, problem = found
+        return gradient_problem(
+            "backward_weight", image.shape, weight_shape, grad, options, named, format=_format(image), device="cuda"
+        )
+
+    key = ("weight", image.shape, image.strides, image.dtype, weight_shape, grad.shape, grad.strides, *options)
+    kernel, problem = _prepared(key, describe, algorithm)
     weights = replace(problem, memory_format="contiguous")
     target, answer = _target(out, problem.weight_shape, weights, None, input, (image, grad))
     kernel.run(image, grad, target)
     return answer
 
 
-def _gradient(
-    direction: str, in_shape: tuple, weight_shape: tuple, grad: DeviceArray, options: tuple, named: tuple, bias: bool
-) -> ConvProblem:
-    stride, padding, dilation, groups = options
-    problem = ConvProblem.create(
-        in_shape, weight_shape, stride=stride, padding=padding, dilation=dilation, groups=groups, bias=bias,
-        dtype=grad.dtype, memory_format=_format(grad), direction=direction, device="cuda",
-    )  # fmt: skip
-    if problem.out_shape != grad.shape:
-        raise ValueError(
-            f"{named[0]} must have shape {problem.out_shape} for {named[1]} {tuple(in_shape)} and weight "
-            f"{tuple(weight_shape)}, got {grad.shape}"
-        )
-    return problem
-
-
-def _recall(key: tuple) -> tuple[Any, ConvProblem] | None:
+def _prepared(key: tuple, describe: Callable[[], ConvProblem], algorithm: str | None) -> tuple[Any, ConvProblem]:
+    """The kernel and the problem of a call by what decides them; `describe` makes a problem seen for the first time."""
     try:
-        return _calls.get(key)
-    except TypeError:  # a list among the arguments
-        return None
-
-
-def _remember(key: tuple, problem: ConvProblem, algorithm: str | None) -> tuple[Any, ConvProblem]:
-    found = kernel_for(problem, algorithm)[0], problem
-    _calls.remember(key, found)
-    return found
+        return _calls[*key, algorithm]
+    except (KeyError, TypeError):  # TypeError: a list among the arguments
+        problem = describe()
+        found = kernel_for(problem, algorithm)[0], problem
+        _calls.remember((*key, algorithm), found)
+        return found
 
 
 def _format(image: DeviceArray) -> Any:

@@ -148,8 +148,8 @@ def input_gradient(
 
 
 def gradient_problem(
-    direction: str, in_shape: tuple[int, ...], weight_shape: tuple[int, ...], grad_output: np.ndarray, options: tuple,
-    named: tuple[str, str], bias: bool = False, format: Any = None,
+    direction: str, in_shape: tuple[int, ...], weight_shape: tuple[int, ...], grad_output: Any, options: tuple,
+    named: tuple[str, str], bias: bool = False, format: Any = None, device: str = "cpu",
 ) -> ConvProblem:  # fmt: skip
     """The problem of a gradient, checked against the shape of `grad_output`.
 
@@ -162,6 +162,7 @@ def gradient_problem(
     problem = ConvProblem.create(
         in_shape, weight_shape, stride=stride, padding=padding, dilation=dilation, groups=groups, bias=bias,
         dtype=str(grad_output.dtype), memory_format=format or memory_format(grad_output), direction=direction,
+        device=device,
     )  # fmt: skip
     if problem.out_shape != grad_output.shape:
         raise ValueError(
