@@ -13,6 +13,7 @@ from fastconv.functional.transposed import conv_transpose2d
 from fastconv.gradcheck import GradcheckError, gradcheck
 from fastconv.plan import Plan, plan
 from fastconv.pooling import Pool
+from fastconv.precision import set_float32_precision
 from fastconv.problem import ConvProblem, PoolProblem
 from fastconv.sizes import conv_output_size
 from fastconv.tuning import tune
@@ -45,6 +46,7 @@ __all__ = [
     "parse",
     "plan",
     "save",
+    "set_float32_precision",
     "set_mode",
     "tune",
 ]

@@ -28,6 +28,7 @@ _FLAGS = {
     "bias": ("bias", True),
     "raw": ("raw", True),
     "indices": ("return_indices", True),
+    "tf32": ("precision", "tf32"),
     "cuda": ("device", "cuda"),
 }
 

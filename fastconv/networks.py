@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastconv.pooling import Pool
-from fastconv.problem import DTYPES, FORMATS, ConvProblem
+from fastconv.problem import CPU_DTYPES, FORMATS, ConvProblem
 
 # H=W, C, K, R=S, stride; padding is (R - 1)/2.
 _RESNET50 = (
@@ -117,8 +117,8 @@ def problems(
     >>> problems("resnet50")[3].descriptor
     'n1c64h56w56k64r3s3p1_f32_nhwc'
     """
-    choices = {"name": (name, names()), "dtype": (dtype, DTYPES.values())}
-    choices["memory_format"] = (memory_format, FORMATS.values())
+    choices = {"name": (name, names()), "dtype": (dtype, CPU_DTYPES)}
+    choices["memory_format"] = (memory_format, tuple(FORMATS.values()))
     for argument, (value, known) in choices.items():
         if value not in known:
             raise ValueError(f"{argument} must be one of {', '.join(known)}, got {value!r}")

@@ -14,7 +14,7 @@ n c h w      batch, input channels, input height and width
 k r s        output channels, kernel height and width (only a convolution has them)
 p            padding: ``p1``, ``p1.2`` (height.width) or ``p0.1.2.3`` (top.bottom.left.right)
 u d g        stride, dilation (``u2`` or ``u2.1``) and groups
-_f32 _f64    element type
+_f32 _f64    element type; on a GPU also ``_f16`` and ``_bf16``
 _nchw _nhwc  memory format (``contiguous`` and ``channels_last`` in torch's words)
 _bias        a bias is added
 _relu ...    activation (`ACTIVATIONS`)
@@ -23,6 +23,7 @@ _raw         weights are not packed beforehand (`ConvProblem.raw`)
 _indices     max pooling that returns indices
 _dgrad       the gradient of the input is wanted (direction "backward_input")
 _wgrad       the gradient of the weights is wanted (direction "backward_weight")
+_tf32        float32 may be multiplied with 10 bits of mantissa (`ConvProblem.precision`)
 _cuda        the arrays are on an NVIDIA GPU
 ===========  ==========================================================================
 """
@@ -52,7 +53,10 @@ EPILOGUES: dict[str | None, tuple[float, float, float]] = {
 }
 DIRECTIONS = {"": "forward", "dgrad": "backward_input", "wgrad": "backward_weight"}
 DEVICES = ("cpu", "cuda")
-DTYPES = {"f32": "float32", "f64": "float64"}
+DTYPES = {"f32": "float32", "f64": "float64", "f16": "float16", "bf16": "bfloat16"}
+ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
+CPU_DTYPES = ("float32", "float64")
+PRECISIONS = ("ieee", "tf32")
 FORMATS: dict[str, MemoryFormat] = {"nchw": "contiguous", "nhwc": "channels_last"}
 _DTYPE_WORD = {name: word for word, name in DTYPES.items()}
 _FORMAT_WORD = {name: word for word, name in FORMATS.items()}
@@ -70,6 +74,9 @@ class ConvProblem:
     A gradient (`direction`) is described by the sizes of its forward convolution. It has no epilogue, but
     that of the input may add a bias per channel of the input: it serves as the transposed convolution too.
     Its arrays always come as they are.
+
+    `precision` "tf32" permits kernels for float32 on a GPU to round what they multiply to 10 bits of mantissa, as
+    tensor cores do; they add in float32. 16-bit elements are multiplied exactly, added in float32, and rounded once.
     """
 
     batch: int
@@ -89,6 +96,7 @@ class ConvProblem:
     direction: str = "forward"
     raw: bool = False
     device: str = "cpu"
+    precision: str = "ieee"
 
     @classmethod
     def create(
@@ -111,10 +119,9 @@ class ConvProblem:
         pads = padding_pairs(padding, kernel, strides, dilations)
         channels, filters = int(x_shape[1]), int(weight_shape[0])
         _check_groups(groups, channels, filters, int(weight_shape[1]))
-        _check_choice("dtype", rest.get("dtype", "float32"), tuple(_DTYPE_WORD))
         _check_choice("memory_format", rest.get("memory_format", "contiguous"), tuple(_FORMAT_WORD))
         _check_sizes(int(x_shape[0]), channels=channels, height=int(x_shape[2]), width=int(x_shape[3]), filters=filters)
-        _check_choice("device", rest.get("device", "cpu"), DEVICES)
+        _check_arithmetic(**rest)
         if rest.get("activation") not in (None, *ACTIVATIONS):
             raise ValueError(f"activation must be None or one of {ACTIVATIONS}, got {rest['activation']!r}")
         if not isinstance(rest.get("pool"), (Pool, type(None))):
@@ -160,7 +167,7 @@ class ConvProblem:
     @property
     def itemsize(self) -> int:
         """Bytes of one element."""
-        return np.dtype(self.dtype).itemsize
+        return ITEMSIZE[self.dtype]
 
     @property
     def flops(self) -> int:
@@ -189,6 +196,7 @@ class ConvProblem:
         words += [self.pool.descriptor] if self.pool else []
         words += ["raw"] if self.raw else []
         words += [_DIRECTION_WORD[self.direction]] if self.direction != "forward" else []
+        words += [self.precision] if self.precision != "ieee" else []
         words += [self.device] if self.device != "cpu" else []
         return "_".join(words)
 
@@ -216,7 +224,7 @@ class PoolProblem:
         _check_choice("direction", self.direction, ("forward", "backward_input"))
         _check_choice("device", self.device, DEVICES)
         _check_sizes(self.batch, channels=self.channels, height=self.in_size[0], width=self.in_size[1])
-        _check_choice("dtype", self.dtype, tuple(_DTYPE_WORD))
+        _check_choice("dtype", self.dtype, CPU_DTYPES)
         _check_choice("memory_format", self.memory_format, tuple(_FORMAT_WORD))
 
     @property
@@ -242,7 +250,7 @@ class PoolProblem:
     @property
     def itemsize(self) -> int:
         """Bytes of one element."""
-        return np.dtype(self.dtype).itemsize
+        return ITEMSIZE[self.dtype]
 
     @property
     def flops(self) -> int:
@@ -287,6 +295,16 @@ def _check_sizes(batch: int, **sizes: int) -> None:
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+
+
+def _check_arithmetic(dtype: str = "float32", device: str = "cpu", precision: str = "ieee", **rest: Any) -> None:
+    _check_choice("device", device, DEVICES)
+    choices = CPU_DTYPES if device == "cpu" else tuple(_DTYPE_WORD)
+    if dtype not in choices:
+        raise ValueError(f"dtype must be one of {choices} on device {device!r}, got {dtype!r}")
+    _check_choice("precision", precision, PRECISIONS)
+    if precision == "tf32" and (device, dtype) != ("cuda", "float32"):
+        raise ValueError(f"precision 'tf32' is for float32 on device 'cuda', got {dtype} on {device!r}")
 
 
 def _check_direction(direction: str = "forward", **rest: Any) -> None:

@@ -26,8 +26,8 @@ ORDER = [
     ["reference_backward", "reference_local"],
     ["tuning"],
     ["dispatch"],
-    ["plan"],
-    ["functional"],
+    ["precision"],
+    ["plan", "functional"],  # plans on a GPU check arguments as functions do
     ["grad"],
     ["nn"],
     ["optim", "gradcheck", "checkpoint"],

@@ -11,11 +11,12 @@ from functools import cache
 from typing import Any
 
 from fastconv.algorithms import Params
+from fastconv.cuda.codec import codec
 from fastconv.cuda.conv_kernel import ConvKernel, Strides
 from fastconv.cuda.elements import activated, first_tap, last_tap, place
 from fastconv.cuda.geometry import ConvGeometry, Epilogue
 from fastconv.cuda.kernel import Kernel, Launch
-from fastconv.cuda.toolkit import cuda, device, int64, numbers, pointer, types
+from fastconv.cuda.toolkit import cuda, device, int64, numbers, pointer
 from fastconv.cuda.window import Norm, Window, mode_of, reduction
 from fastconv.problem import ConvProblem
 
@@ -49,7 +50,7 @@ def make(problem: ConvProblem, params: Params, threads: int) -> ReferenceConv:
 
 @cache
 def _element(dtype: str) -> Any:
-    real = getattr(types, dtype)
+    _, real, read, _ = codec(dtype)
 
     @device
     def element(source, i, j):
@@ -63,9 +64,9 @@ def _element(dtype: str) -> Any:
                 at = image + (top + r * g.dilation_h) * g.x_row + (left + s * g.dilation_w) * g.x_column
                 w = k * g.w_filter + r * g.w_row + s * g.w_column
                 for c in range(g.channels):
-                    total += x[at + c * g.x_channel] * weight[w + c * g.w_channel]
+                    total += read(x, at + c * g.x_channel) * read(weight, w + c * g.w_channel)
         if g.has_bias:
-            total += bias[k]
+            total += read(bias, k)
         return activated(total, epilogue)
 
     return element
@@ -73,7 +74,8 @@ def _element(dtype: str) -> Any:
 
 @cache
 def _convolve(dtype: str) -> Kernel:
-    real, element = getattr(types, dtype), _element(dtype)
+    stored, real, _, write = codec(dtype)
+    element = _element(dtype)
 
     def convolve(x, weight, bias, out, g, epilogue):
         index, step = cuda.grid(1), cuda.gridsize(1)
@@ -81,17 +83,18 @@ def _convolve(dtype: str) -> Kernel:
         while index < g.batch * filters * g.out_height * g.out_width:
             n, k, i, j = place(index, filters, g.out_height, g.out_width, g.channels_last)
             value = element((x, weight, bias, g, epilogue, n, k), i, j)
-            out[n * g.out_batch + k * g.out_channel + i * g.out_row + j * g.out_column] = value
+            write(out, n * g.out_batch + k * g.out_channel + i * g.out_row + j * g.out_column, value)
             index += step
 
-    array = pointer(real)
+    array = pointer(stored)
     kinds = (array, array, array, array, numbers(int64, ConvGeometry), numbers(real, Epilogue))
     return Kernel(convolve, kinds, (dtype,), threads=THREADS)
 
 
 @cache
 def _convolve_pooled(dtype: str, mode: int) -> Kernel:
-    real, reduced = getattr(types, dtype), reduction(mode, dtype, _element(dtype))
+    stored, real, _, write = codec(dtype)
+    reduced = reduction(mode, str(real), _element(dtype))
 
     def convolve_pooled(x, weight, bias, out, g, epilogue, window, norm):
         index, step = cuda.grid(1), cuda.gridsize(1)
@@ -99,10 +102,10 @@ def _convolve_pooled(dtype: str, mode: int) -> Kernel:
         while index < g.batch * filters * window.out_height * window.out_width:
             n, k, i, j = place(index, filters, window.out_height, window.out_width, g.channels_last)
             value, _ = reduced((x, weight, bias, g, epilogue, n, k), i, j, window, norm)
-            out[n * g.out_batch + k * g.out_channel + i * g.out_row + j * g.out_column] = value
+            write(out, n * g.out_batch + k * g.out_channel + i * g.out_row + j * g.out_column, value)
             index += step
 
-    array, window = pointer(real), numbers(int64, Window)
+    array, window = pointer(stored), numbers(int64, Window)
     kinds = (array, array, array, array, numbers(int64, ConvGeometry), numbers(real, Epilogue), window,
              numbers(real, Norm))  # fmt: skip
     return Kernel(convolve_pooled, kinds, (mode, dtype), threads=THREADS)

@@ -9,12 +9,13 @@ import math
 from functools import cache
 
 from fastconv.algorithms import Params
+from fastconv.cuda.codec import codec
 from fastconv.cuda.conv_kernel import ConvKernel, Strides, WeightKernel
 from fastconv.cuda.elements import first_tap, last_tap, output_at, place
 from fastconv.cuda.geometry import ConvGeometry
 from fastconv.cuda.kernel import Kernel, Launch
 from fastconv.cuda.reference import THREADS, blocks_for, cost, space
-from fastconv.cuda.toolkit import cuda, int64, numbers, pointer, types
+from fastconv.cuda.toolkit import cuda, int64, numbers, pointer
 from fastconv.problem import ConvProblem
 
 __all__ = ["cost", "make", "space", "unsupported"]
@@ -32,7 +33,7 @@ def make(problem: ConvProblem, params: Params, threads: int) -> ReferenceInput |
 
 @cache
 def _convolve_input(dtype: str) -> Kernel:
-    real = getattr(types, dtype)
+    stored, real, read, write = codec(dtype)
 
     def convolve_input(grad, weight, bias, out, g):
         index, step = cuda.grid(1), cuda.gridsize(1)
@@ -50,20 +51,20 @@ def _convolve_input(dtype: str) -> Kernel:
                             at = n * g.out_batch + first_filter * g.out_channel + i * g.out_row + j * g.out_column
                             w = first_filter * g.w_filter + channel * g.w_channel + r * g.w_row + s * g.w_column
                             for k in range(g.filters):
-                                total += grad[at + k * g.out_channel] * weight[w + k * g.w_filter]
+                                total += read(grad, at + k * g.out_channel) * read(weight, w + k * g.w_filter)
             if g.has_bias:
-                total += bias[c]
-            out[n * g.x_batch + c * g.x_channel + row * g.x_row + column * g.x_column] = total
+                total += read(bias, c)
+            write(out, n * g.x_batch + c * g.x_channel + row * g.x_row + column * g.x_column, total)
             index += step
 
-    array = pointer(real)
+    array = pointer(stored)
     kinds = (array, array, array, array, numbers(int64, ConvGeometry))
     return Kernel(convolve_input, kinds, (dtype,), threads=THREADS)
 
 
 @cache
 def _convolve_weight(dtype: str) -> Kernel:
-    real = getattr(types, dtype)
+    stored, real, read, write = codec(dtype)
 
     def convolve_weight(x, grad, out, g):
         index, step = cuda.grid(1), cuda.gridsize(1)
@@ -81,11 +82,12 @@ def _convolve_weight(dtype: str) -> Kernel:
                     at = n * g.x_batch + channel * g.x_channel + (row + i * g.stride_h) * g.x_row
                     d = n * g.out_batch + k * g.out_channel + i * g.out_row
                     for j in range(first_j, last_j):
-                        total += x[at + (column + j * g.stride_w) * g.x_column] * grad[d + j * g.out_column]
-            out[k * g.w_filter + c * g.w_channel + r * g.w_row + s * g.w_column] = total
+                        where = at + (column + j * g.stride_w) * g.x_column
+                        total += read(x, where) * read(grad, d + j * g.out_column)
+            write(out, k * g.w_filter + c * g.w_channel + r * g.w_row + s * g.w_column, total)
             index += step
 
-    array = pointer(real)
+    array = pointer(stored)
     kinds = (array, array, array, numbers(int64, ConvGeometry))
     return Kernel(convolve_weight, kinds, (dtype,), threads=THREADS)
 
