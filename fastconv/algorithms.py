@@ -12,6 +12,8 @@ Every module in the list offers the same names:
     The kernel, to be compiled (or loaded) when it is first run; for convolutions and the gradients of their inputs a
     `fastconv.cpu.kernel.ConvKernel`, for those of their weights a `fastconv.cpu.weight_kernel.WeightKernel`,
     for pooling a `fastconv.cpu.pool_kernel.PoolKernel`.
+
+One for GPUs of a single compute capability names that too, such as ``CAPABILITY = (9, 0)``.
 """
 
 from __future__ import annotations
@@ -55,9 +57,13 @@ _MODULES = {
     ("pool", "cpu", "reference"): "fastconv.reference",
     ("pool_backward_input", "cpu", "direct"): "fastconv.cpu.pool_backward",
     ("pool_backward_input", "cpu", "reference"): "fastconv.reference_backward",
+    ("conv", "cuda", "mma"): "fastconv.cuda.mma",
+    ("conv", "cuda", "wgmma"): "fastconv.cuda.wgmma",
     ("conv", "cuda", "tiled"): "fastconv.cuda.tiled",
     ("conv", "cuda", "reference"): "fastconv.cuda.reference",
+    ("conv_backward_input", "cuda", "tiled"): "fastconv.cuda.tiled_input",
     ("conv_backward_input", "cuda", "reference"): "fastconv.cuda.reference_backward",
+    ("conv_backward_weight", "cuda", "tiled"): "fastconv.cuda.tiled_weight",
     ("conv_backward_weight", "cuda", "reference"): "fastconv.cuda.reference_backward",
     ("local", "cuda", "reference"): "fastconv.cuda.local",
     ("local_backward_input", "cuda", "reference"): "fastconv.cuda.local_backward",
@@ -115,9 +121,18 @@ def _path(operation: str, name: str, device: str) -> tuple[str, str]:
     return where, attribute
 
 
+def unsupported(problem: Problem, name: str) -> str | None:
+    """Why a registered algorithm cannot compute `problem` here, or None if it can: the problem, or the GPU."""
+    code = module_of(problem, name)
+    reason = code.unsupported(problem)
+    if reason is None and problem.device == "cuda":
+        reason = import_module("fastconv.cuda.properties").lacking(name, getattr(code, "CAPABILITY", None))
+    return reason
+
+
 def supporting(problem: Problem) -> list[str]:
     """Algorithms that can compute `problem`, in order."""
-    return [n for n in names(problem.operation, problem.device) if module_of(problem, n).unsupported(problem) is None]
+    return [name for name in names(problem.operation, problem.device) if unsupported(problem, name) is None]
 
 
 def candidates(
@@ -139,7 +154,7 @@ def candidates(
         If `algorithm` is unknown or does not support the problem, or nothing does.
     """
     if algorithm is not None:
-        reason = module_of(problem, algorithm).unsupported(problem)
+        reason = unsupported(problem, algorithm)
         if reason is not None:
             can = ", ".join(supporting(problem))
             raise ValueError(f"algorithm {algorithm!r} does not support {problem.descriptor}: {reason}; use {can}")

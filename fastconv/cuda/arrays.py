@@ -1,4 +1,4 @@
-"""Arrays on a GPU as users bring them: PyTorch tensors, arrays of CuPy and Numba, and all that say where they are.
+"""Arrays on a GPU as users bring them: PyTorch tensors, arrays of CuPy and Numba, and all that can say where they are.
 
 An array is described once, as a `DeviceArray`, without a copy, and results are made by the library that the input
 came from, on the stream that this library works on.
@@ -6,18 +6,21 @@ came from, on the stream that this library works on.
 
 from __future__ import annotations
 
+import ctypes
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from fastconv.arrays import dense_strides
+from fastconv.cuda import dlpack
 from fastconv.cuda.toolkit import SIMULATED, SimulatedPointer, cuda, require
-from fastconv.problem import MemoryFormat
+from fastconv.problem import ITEMSIZE, MemoryFormat
 
-_DTYPES = ("float32", "float64")
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+_ITEMSIZE = {**ITEMSIZE, "int64": 8, "int32": 4, "int16": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,8 @@ class DeviceArray:
         Handle of the stream that its owner works on; 0 is the default stream.
     device : int
         Number of the GPU.
+    read_only : bool
+        Whether its owner says that nobody may write to it.
     """
 
     pointer: int
@@ -47,6 +52,17 @@ class DeviceArray:
     owner: Any
     stream: int = 0
     device: int = 0
+    read_only: bool = False
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return _ITEMSIZE[self.dtype]
+
+    @property
+    def end(self) -> int:
+        """Address behind the last element."""
+        return self.pointer + self.itemsize * self.reach
 
     @property
     def reach(self) -> int:
@@ -61,9 +77,11 @@ class DeviceArray:
         return math.prod(self.shape)
 
     def simulated(self) -> SimulatedPointer:
-        """The memory as kernels get it in the simulator, where it is the host's."""
-        host = self.owner._ary
-        return SimulatedPointer(np.lib.stride_tricks.as_strided(host, (self.reach,), (host.itemsize,)))
+        """The memory as kernels get it in the simulator, where it is the host's; 16-bit elements as their bits."""
+        memory = (ctypes.c_byte * (self.itemsize * self.reach)).from_address(self.pointer)
+        return SimulatedPointer(
+            np.ndarray(self.reach, np.uint16 if self.itemsize == 2 else self.dtype, memoryview(memory))
+        )
 
 
 def memory_format(shape: tuple[int, ...], strides: tuple[int, ...]) -> MemoryFormat:
@@ -89,9 +107,9 @@ class Library(ABC):
     def new(self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str, like: Any) -> Any:
         """An uninitialised array with these strides in elements, on the device of `like`."""
 
-    def empty(self, shape: tuple[int, ...], dtype: str, format: MemoryFormat, like: Any) -> Any:
-        """An uninitialised (N, C, H, W) array in a memory format, on the device of `like`."""
-        return self.new(shape, dense_strides(shape, format), dtype, like)
+    def written(self, x: Any) -> Any:
+        """What a caller gets whose array, given or new, is `x`, after the kernel that writes it was started."""
+        return x
 
 
 class _Torch(Library):
@@ -145,10 +163,11 @@ class _Numba(Library):
         shape, dtype = tuple(where["shape"]), np.dtype(where["typestr"])
         steps = where.get("strides")
         if steps is None:
-            steps = _row_major(shape, dtype.itemsize)
+            steps = tuple(dtype.itemsize * step for step in row_major(shape))
         strides = tuple(step // dtype.itemsize for step in steps)
         stream, device = where.get("stream") or 0, cuda.current_context().device.id
-        return DeviceArray(where["data"][0], shape, strides, str(dtype), x, stream, device)
+        pointer, read_only = where["data"]
+        return DeviceArray(pointer, shape, strides, str(dtype), x, stream, device, read_only)
 
     def new(self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str, like: Any) -> Any:
         itemsize = np.dtype(dtype).itemsize
@@ -161,25 +180,75 @@ class _Numba(Library):
         return cuda.device_array(shape, dtype, strides=tuple(itemsize * step for step in strides))
 
 
-def _row_major(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    return tuple(itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides in elements of an array that fills its memory, its last axis the nearest."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 def _is_from(x: Any, package: str) -> bool:
     return any(kind.__module__.split(".")[0] == package for kind in type(x).__mro__)
 
 
-_LIBRARIES = (_Torch(), _CuPy(), _Numba())
+class _DLPack(Library):
+    """Arrays that can only be handed over, and then borrowed; see `fastconv.cuda.dlpack`."""
+
+    def owns(self, x: Any) -> bool:
+        if isinstance(x, (dlpack.Borrowed, dlpack.Lent)):
+            return True
+        return hasattr(x, "__dlpack_device__") and x.__dlpack_device__()[0] == dlpack.CUDA
+
+    def describe(self, x: Any) -> DeviceArray:
+        if isinstance(x, dlpack.Lent):
+            return replace(x.array, owner=x)
+        lender = x if isinstance(x, dlpack.Borrowed) else dlpack.Borrowed(x)
+        return DeviceArray(
+            lender.pointer, lender.shape, lender.strides, lender.dtype, lender, 0, lender.device, lender.read_only
+        )
+
+    def new(self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str, like: Any) -> Any:
+        ours = isinstance(like, (dlpack.Borrowed, dlpack.Lent))
+        namespace = like.namespace if ours else dlpack.namespace_of(like)
+        device = like.array.device if isinstance(like, dlpack.Lent) else int(like.__dlpack_device__()[1])
+        storage = "int16" if dtype == "bfloat16" else dtype  # NumPy has no name for it
+        with cuda.gpus[device]:
+            made = _NUMBA.describe(_NUMBA.new(shape, strides, storage, like))
+        return dlpack.Lent(replace(made, dtype=dtype, device=device), namespace, _order)
+
+    def written(self, x: Any) -> Any:
+        if isinstance(x, dlpack.Lent):
+            return x.namespace.from_dlpack(x)
+        with cuda.gpus[int(x.__dlpack_device__()[1])]:
+            cuda.synchronize()  # nobody says on which stream the caller goes on with an array of its own
+        return x
+
+
+def _order(stream: int, device: int) -> None:
+    """Make a stream wait for the default stream."""
+    with cuda.gpus[device]:
+        event = cuda.event(timing=False)
+        event.record()
+        event.wait(cuda.external_stream(stream))
+
+
+_NUMBA = _Numba()
+_LIBRARIES = (_Torch(), _CuPy(), _NUMBA, _DLPack())
 
 
 def library_of(x: Any) -> Library | None:
-    """The library whose GPU array `x` is; None if it is no such array."""
-    if isinstance(x, np.ndarray):
-        return None
+    """The library whose GPU array `x` is; None if it is no such array. What makes arrays itself is its own library."""
+    if isinstance(x, (np.ndarray, Library)):
+        return None if isinstance(x, np.ndarray) else x
     return next((library for library in _LIBRARIES if library.owns(x)), None)
 
 
-def as_device_array(x: Any, name: str, ndim: tuple[int, ...] | None = None) -> DeviceArray:
+def _either(choices: tuple) -> str:
+    *most, last = map(str, choices)
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def as_device_array(
+    x: Any, name: str, ndim: tuple[int, ...] | None = None, dtypes: tuple[str, ...] = DTYPES
+) -> DeviceArray:
     """Describe a GPU array.
 
     Raises
@@ -187,7 +256,7 @@ def as_device_array(x: Any, name: str, ndim: tuple[int, ...] | None = None) -> D
     ImportError
         If Numba's CUDA target is not installed; says what to install.
     TypeError
-        If `x` is not on a GPU, or its elements are not float32 or float64.
+        If `x` is not on a GPU, or its elements are of another type.
     ValueError
         If it has another number of axes, or negative strides.
     """
@@ -196,11 +265,18 @@ def as_device_array(x: Any, name: str, ndim: tuple[int, ...] | None = None) -> D
         raise TypeError(f"{name} must be on the GPU, as the other arrays are, got {type(x).__name__}")
     require()
     array = library.describe(x)
-    if array.dtype not in _DTYPES:
-        raise TypeError(f"{name} must be float32 or float64, got {array.dtype}")
+    if array.dtype not in dtypes:
+        raise TypeError(f"{name} must be {_either(dtypes)}, got {array.dtype}")
     if ndim is not None and len(array.shape) not in ndim:
-        wanted = " or ".join(map(str, ndim))
-        raise ValueError(f"{name} must have {wanted} axes, got shape {array.shape}")
+        raise ValueError(f"{name} must have {_either(ndim)} axes, got shape {array.shape}")
     if min(array.strides, default=0) < 0:
         raise ValueError(f"{name} must not have negative strides, got {array.strides}; copy it first")
     return array
+
+
+def scratch(size: int, like: DeviceArray) -> DeviceArray:
+    """Uninitialised memory for so many elements, of the dtype, the library and the stream of an array."""
+    library = library_of(like.owner)
+    assert library is not None
+    storage = "int16" if like.dtype in ("float16", "bfloat16") else like.dtype  # kernels see their bits
+    return replace(library.describe(library.new((size,), (1,), storage, like.owner)), dtype=like.dtype)

@@ -1,5 +1,7 @@
 """Loads machine code onto a GPU and starts kernels there: the only module that talks to the CUDA driver.
 
+What tuning and plans want of the driver is here too: attributes, events, copies.
+
 Numba's own launches look at every argument again; here, all that a launch needs is laid out once.
 """
 
@@ -7,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from fastconv.cuda.store import stored_cubin
@@ -15,6 +19,9 @@ if TYPE_CHECKING:
     from fastconv.cuda.kernel import Kernel, Launch
 
 _KINDS = {"int32": ctypes.c_int32, "int64": ctypes.c_int64, "float32": ctypes.c_float, "float64": ctypes.c_double}
+
+_SHARED_BYTES = 48 << 10  # of a block, unless its kernel is allowed more
+_MOST_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
 _functions: dict[tuple, Any] = {}
 _loading = threading.Lock()
@@ -42,14 +49,89 @@ def _function(kernel: Kernel, device: int) -> Any:
     return found[1]
 
 
-def _primary_context(device: int) -> Any:
+def primary_context(device: int) -> Any:
     """The context that PyTorch, CuPy and Numba share on a device."""
     from cuda.bindings import driver as cu
 
     _checked(cu.cuInit(0))
-    code, context = cu.cuDevicePrimaryCtxRetain(device)
-    _checked((code,))
-    return context
+    return _checked(cu.cuDevicePrimaryCtxRetain(device))
+
+
+def attributes(device: int) -> tuple[str, tuple[int, int], int, int, int, int]:
+    """Name, compute capability, multiprocessors, clock in kHz, bytes of L2, and the driver's CUDA version.
+
+    Raises
+    ------
+    RuntimeError
+        If there is no driver, or no such device.
+    """
+    from cuda.bindings import driver as cu
+
+    _checked(cu.cuInit(0))
+    number = _checked(cu.cuDeviceGet(device))
+    kinds, prefix = cu.CUdevice_attribute, "CU_DEVICE_ATTRIBUTE_"
+    major, minor, count, clock, l2 = (
+        _checked(cu.cuDeviceGetAttribute(getattr(kinds, prefix + name), number))
+        for name in ("COMPUTE_CAPABILITY_MAJOR", "COMPUTE_CAPABILITY_MINOR", "MULTIPROCESSOR_COUNT", "CLOCK_RATE",
+                     "L2_CACHE_SIZE")
+    )  # fmt: skip
+    name = _checked(cu.cuDeviceGetName(256, number)).split(b"\0")[0].decode()
+    return name, (major, minor), count, clock, l2, _checked(cu.cuDriverGetVersion())
+
+
+@contextmanager
+def _current(context: Any) -> Iterator[Any]:
+    """The driver's functions, in a context: a thread may have none yet, or that of another GPU."""
+    from cuda.bindings import driver as cu
+
+    _checked(cu.cuCtxPushCurrent(context))
+    try:
+        yield cu
+    finally:
+        cu.cuCtxPopCurrent()
+
+
+def clear(pointer: int, size: int, context: Any) -> None:
+    """Write zeros to so many bytes, on the default stream."""
+    with _current(context) as cu:
+        _checked(cu.cuMemsetD8Async(pointer, 0, size, 0))
+
+
+def copy(target: int, source: int, size: int, device: int, stream: int) -> None:
+    """Copy so many bytes from one place on a device to another, on a stream."""
+    with _current(primary_context(device)) as cu:
+        _checked(cu.cuMemcpyDtoDAsync(target, source, size, stream))
+
+
+def wait(device: int, stream: int) -> None:
+    """Return when all is done that was started on a stream."""
+    with _current(primary_context(device)) as cu:
+        _checked(cu.cuStreamSynchronize(stream))
+
+
+class Events:
+    """Two points in the default stream's work, to know the time between them."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        with _current(context) as cu:
+            self._pair = [_checked(cu.cuEventCreate(0)) for _ in range(2)]
+
+    def record(self, which: int) -> None:
+        """Put one of them behind what was started so far."""
+        with _current(self._context) as cu:
+            _checked(cu.cuEventRecord(self._pair[which], 0))
+
+    def elapsed_ns(self) -> float:
+        """Wait for the second; nanoseconds from the first to it."""
+        with _current(self._context) as cu:
+            _checked(cu.cuEventSynchronize(self._pair[1]))
+            return 1e6 * _checked(cu.cuEventElapsedTime(*self._pair))
+
+    def __del__(self) -> None:
+        with suppress(Exception), _current(self._context) as cu:  # at the interpreter's end there may be no driver
+            for event in self._pair:
+                cu.cuEventDestroy(event)
 
 
 class Prepared:
@@ -60,10 +142,12 @@ class Prepared:
         from cuda.bindings import driver as cu
 
         self._cu = cu
-        self.context, self.function = _primary_context(device), _function(kernel, device)
+        self.context, self.function = primary_context(device), _function(kernel, device)
         self.grid = (*launch.grid, 1, 1)[:3]
         self.threads, self.shared = kernel.threads, launch.shared
         self.values = _scalars(kernel.arguments, launch.values)
+        if self.shared > _SHARED_BYTES:
+            _checked(cu.cuFuncSetAttribute(self.function, _MOST_SHARED, self.shared))
 
     def __call__(self, pointers: list[int], stream: int) -> None:
         cu = self._cu
@@ -97,7 +181,9 @@ def _scalars(kinds: tuple, values: tuple) -> list[Any]:
     return found
 
 
-def _checked(result: tuple) -> None:
+def _checked(result: tuple) -> Any:
+    """The value behind the code of a call of the driver, None if there is none."""
     code = result[0]
     if int(code):
         raise RuntimeError(f"the CUDA driver refused: {code}")
+    return result[1] if len(result) > 1 else None

@@ -6,8 +6,10 @@ from typing import Any
 
 from llvmlite import ir
 
-F32, I32, I64, VOID = ir.FloatType(), ir.IntType(32), ir.IntType(64), ir.VoidType()
+F32, VOID = ir.FloatType(), ir.VoidType()
+I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _GLOBAL, _SHARED = 1, 3  # LLVM's address spaces on NVIDIA GPUs
+WORDS = ir.PointerType(ir.VectorType(I32, 4), _GLOBAL)
 
 
 def bytes_of(kind: Any) -> int:

@@ -47,6 +47,18 @@ def store4(typing: Any, pointer: Any, index: Any, values: Any) -> Any:
     return types.void(pointer, int64, types.UniTuple(pointer.dtype, 4)), code
 
 
+@intrinsic(simulated.store_words)
+def store_words(typing: Any, pointer: Any, index: Any, values: Any) -> Any:
+    """``store_words(pointer, index, values)``: write 8 elements of 2 bytes, given as 4 uint32, as `store4`."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address = emit.global_address(builder, *arguments[:2])
+        emit.store_vector(builder, arguments[2], builder.bitcast(address, emit.WORDS))
+        return context.get_dummy_value()
+
+    return types.void(pointer, int64, types.UniTuple(uint32, 4)), code
+
+
 @intrinsic(simulated.load4)
 def shared_load4(typing: Any, shared: Any, at: Any) -> Any:
     """``shared_load4(shared, at)``: `load4` from shared memory."""
@@ -256,6 +268,37 @@ def to_tf32(typing: Any, value: Any) -> Any:
         return emit.instruction(builder, emit.I32, "cvt.rna.tf32.f32 $0, $1;", "=r,r", [bits], pure=True)
 
     return uint32(value if value == uint32 else float32), code
+
+
+@intrinsic(simulated.round_tf32)
+def round_tf32(typing: Any, value: Any) -> Any:
+    """``round_tf32(value)``: `to_tf32` as a float32."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return emit.instruction(builder, emit.F32, "cvt.rna.tf32.f32 $0, $1;", "=f,f", arguments, pure=True)
+
+    return float32(float32), code
+
+
+@intrinsic(simulated.from_bf16)
+def from_bf16(typing: Any, bits: Any) -> Any:
+    """``from_bf16(bits)``: the float32 with the value of a bfloat16, whose bits are the low half of a uint32."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(builder.shl(arguments[0], emit.I32(16)), emit.F32)
+
+    return float32(uint32), code
+
+
+@intrinsic(simulated.from_f16)
+def from_f16(typing: Any, bits: Any) -> Any:
+    """``from_f16(bits)``: the float32 with the value of a float16, as `from_bf16` ("cvt.f32.f16")."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        half = builder.trunc(arguments[0], emit.I16)
+        return emit.instruction(builder, emit.F32, "cvt.f32.f16 $0, $1;", "=f,h", [half], pure=True)
+
+    return float32(uint32), code
 
 
 def _pack(kind: str) -> Any:

@@ -41,6 +41,11 @@ def store4(memory: Any, index: int, values: tuple) -> None:
     _span(memory, index, 4)[:] = values
 
 
+def store_words(memory: Any, index: int, values: tuple) -> None:
+    """Write eight elements of 2 bytes, given as four words."""
+    _span(memory, index, 8)[:] = np.array(values, np.uint32).view(np.uint16)
+
+
 class _Copies(threading.local):
     """The asynchronous copies of a thread: groups of (where to, what), the last one still open."""
 
@@ -226,6 +231,21 @@ def to_tf32(value: Any) -> np.uint32:
     if bits & 0x7FFFFFFF < 0x7F800000:  # neither an infinity nor NaN
         bits += 0x1000  # a carry moves on to the exponent, and at last to infinity
     return np.uint32(bits & 0xFFFFE000)
+
+
+def round_tf32(value: Any) -> np.float32:
+    """`to_tf32` as a float32."""
+    return to_tf32(np.float32(value)).view(np.float32)
+
+
+def from_bf16(bits: Any) -> np.float32:
+    """The value of a bfloat16."""
+    return np.uint32(int(bits) << 16 & 0xFFFFFFFF).view(np.float32)
+
+
+def from_f16(bits: Any) -> np.float32:
+    """The value of a float16."""
+    return np.float32(np.uint16(int(bits) & 0xFFFF).view(np.float16))
 
 
 def pack_bf16(low: Any, high: Any) -> np.uint32:

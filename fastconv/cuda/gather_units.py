@@ -1,0 +1,74 @@
+"""The left matrix of an implicit GEMM on tensor cores: found in a channels-last image, by units of 16 bytes.
+
+As `fastconv.cuda.gather`, with neighbouring channels of a pixel for an element: the `WalkGeometry` counts channels
+and steps in units, and a slice has rows of pixels.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from fastconv.cuda.gather import CHANNEL, COLUMN, ELEMENT, INSIDE, ROW
+from fastconv.cuda.mma_tile import UNITS, MmaTile, unit_place
+from fastconv.cuda.ptx import copy_async16
+from fastconv.cuda.toolkit import device, int32, uint32
+
+_COLUMN_BIT = 16
+
+
+def own_pixels(tile: MmaTile) -> int:
+    """Pixels of which a thread copies a unit of every slice."""
+    return tile.rows * UNITS // tile.threads
+
+
+@cache
+def gathering(tile: MmaTile, width: int) -> Any:
+    """Three device functions as those of `fastconv.cuda.gather.gathering`, for units of `width` elements."""
+    OWN, STEP, WIDTH = own_pixels(tile), tile.threads // UNITS, width
+    PITCH = STEP * UNITS * WIDTH
+
+    @device
+    def start(g, thread, first, group, pixels, term, rows, columns):
+        pixel, unit = int32(thread // UNITS), int32(thread % UNITS)
+        for p in range(OWN):
+            m = int32(first + pixel + p * STEP)
+            j, rest = int32(m % g.out_width), int32(m // g.out_width)
+            i, n = int32(rest % g.out_height), int32(rest // g.out_height)
+            rows[p], columns[p] = int32(i * g.stride_h - g.top), int32(j * g.stride_w - g.left)
+            place = n * g.x_batch + group * g.channels * g.x_channel + rows[p] * g.x_row + columns[p] * g.x_column
+            pixels[p, ELEMENT], pixels[p, INSIDE] = int32(place), int32(0)
+            if m >= g.pixels:
+                rows[p] = int32(-(1 << 30))  # no row of taps is inside
+        for r in range(g.taps_h):
+            for p in range(OWN):
+                row = int32(rows[p] + r * g.dilation_h)
+                pixels[p, INSIDE] |= int32(1 << r) if uint32(row) < uint32(g.in_height) else int32(0)
+        for s in range(g.taps_w):
+            for p in range(OWN):
+                column = int32(columns[p] + s * g.dilation_w)
+                pixels[p, INSIDE] |= int32(1 << (_COLUMN_BIT + s)) if uint32(column) < uint32(g.in_width) else int32(0)
+        tap = int32(unit // g.channels)
+        term[CHANNEL], term[ROW], term[COLUMN] = int32(unit % g.channels), int32(tap // g.taps_w), int32(tap % g.taps_w)
+        return int32(unit_place(pixel, unit) * WIDTH)
+
+    @device
+    def copy(shared, at, x, g, pixels, term):
+        row, column = term[ROW], term[COLUMN]
+        tap = int32(row * g.tap_row + column * g.tap_column + term[CHANNEL] * g.x_channel)
+        bits = int32((int32(1) << row) | (int32(1 << _COLUMN_BIT) << column))
+        for p in range(OWN):
+            inside = (pixels[p, INSIDE] & bits) == bits
+            copy_async16(shared, int32(at + p * PITCH), x, int32(pixels[p, ELEMENT] + tap) * WIDTH, inside)
+
+    @device
+    def advance(g, term):
+        term[CHANNEL] += int32(UNITS)
+        while term[CHANNEL] >= g.channels:
+            term[CHANNEL] -= g.channels
+            term[COLUMN] += int32(1)
+            if term[COLUMN] == g.taps_w:
+                term[COLUMN] = int32(0)
+                term[ROW] += int32(1)
+
+    return start, copy, advance

@@ -1,0 +1,231 @@
+"""Implicit GEMM on tensor cores: float16 and bfloat16, and float32 rounded to TF32 where a problem permits it.
+
+As `fastconv.cuda.tiled`, with fragments of matrices in the registers of a warp (`fastconv.cuda.mma_tile`): slices come
+to shared memory by asynchronous copies of 16 bytes, neighbouring channels of a pixel or of a filter's tap, which takes
+channels-last images; others, and channels that are no whole units of 16 bytes, are copied first. Sums are float32.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+from fastconv.algorithms import Params
+from fastconv.cuda.arrays import DeviceArray
+from fastconv.cuda.codec import codec
+from fastconv.cuda.conv_kernel import ConvKernel, Packed, Strides, check_reach
+from fastconv.cuda.gather import MOST_TAPS, WalkGeometry
+from fastconv.cuda.gather_units import gathering, own_pixels
+from fastconv.cuda.geometry import Epilogue
+from fastconv.cuda.kernel import MOST_BLOCKS, Kernel, Launch
+from fastconv.cuda.mma_tile import PAD, STAGES, UNITS, MmaTile, multiplication, unit_place
+from fastconv.cuda.pack_units import FilterUnits, ImageUnits, padded_channels, width_of
+from fastconv.cuda.ptx import commit, copy_async16, wait
+from fastconv.cuda.toolkit import cuda, device, float32, int32, numbers, pointer, uint32
+from fastconv.cuda.write_tile import writing
+from fastconv.problem import ITEMSIZE, ConvProblem
+
+TILES = [(256, 128), (128, 128), (128, 64), (64, 64)]
+_ARRIVING = STAGES - 2
+_LAUNCH_NS = 5_000.0
+_FLOP_NS = {"float32": 1 / 250_000, "float16": 1 / 500_000, "bfloat16": 1 / 500_000}  # of a large GPU
+_COPY_NS = 1 / 1_000  # a byte, read and written
+_PROCESSORS = 132
+
+
+def unsupported(problem: ConvProblem) -> str | None:
+    """Why this algorithm cannot compute `problem`, or None if it can."""
+    if problem.dtype == "float64":
+        return "tensor cores multiply no float64 here"
+    if problem.dtype == "float32" and problem.precision != "tf32":
+        return "it rounds float32 to TF32, which is not permitted: fastconv.set_float32_precision('tf32')"
+    image = ImageUnits(problem).size
+    if (
+        max(image, *(math.prod(shape) for shape in (problem.in_shape, problem.weight_shape, problem.out_shape)))
+        >= 1 << 30
+    ):
+        return "its indices have 32 bits, and an array has 2**30 elements or more"
+    if problem.groups > MOST_BLOCKS or FilterUnits(problem, TILES[0][1]).size >= 1 << 30:
+        return "it has too many groups, or weights that fill too much with whole tiles"
+    if max(problem.kernel_size) > MOST_TAPS:
+        return f"its kernel has more than {MOST_TAPS} rows or columns"
+    return "it does not pool" if problem.pool else None
+
+
+def space(problem: ConvProblem) -> list[Params]:
+    """Tiles that a group's filters fill at least half."""
+    filters = problem.out_channels // problem.groups
+    narrowest = min(columns for _, columns in TILES)
+    return [{"pixels": m, "filters": n} for m, n in TILES if n < 2 * filters or n == narrowest]
+
+
+def cost(problem: ConvProblem, params: Params) -> float:
+    """Predicted time in nanoseconds on a large GPU: whole waves of blocks, with what of their tiles is empty."""
+    tile = MmaTile(params["pixels"], params["filters"])
+    pixels, filters = problem.batch * math.prod(problem.conv_size), problem.out_channels // problem.groups
+    blocks = -(-pixels // tile.rows) * -(-filters // tile.columns) * problem.groups
+    at_once = _PROCESSORS * blocks_at_once(tile)
+    waves = -(-blocks // at_once)
+    shared = 1 + 32 / tile.rows + 32 / tile.columns  # copies that fewer sums share
+    work = tile.rows * tile.columns * 2 * FilterUnits(problem, tile.columns).terms * shared
+    copies = problem.memory_format != "channels_last" or padded_channels(problem) != problem.weight_shape[1]
+    copied = ImageUnits(problem).size * problem.itemsize * _COPY_NS + _LAUNCH_NS if copies else 0.0
+    return _LAUNCH_NS + copied + waves * at_once * work * _FLOP_NS[problem.dtype]
+
+
+def blocks_at_once(tile: MmaTile) -> int:
+    """Blocks that a multiprocessor holds, by registers: sums, fragments and addresses."""
+    return max(1, 256 // tile.threads if tile.sums > 64 else 512 // tile.threads)
+
+
+def make(problem: ConvProblem, params: Params, threads: int) -> Mma:
+    """The kernel of a problem; `threads` are of the CPU and change nothing."""
+    return Mma(problem, params)
+
+
+@cache
+def compiled(tile: MmaTile, dtype: str) -> Kernel:
+    """The kernel for a tile and a dtype."""
+    stored, WIDTH = codec(dtype).stored, 16 // ITEMSIZE[dtype]
+    ROWS, COLUMNS, SUMS, OWN = tile.rows, tile.columns, tile.sums, own_pixels(tile)
+    SLICE, LEFT, STEP = (ROWS + COLUMNS) * UNITS * WIDTH, ROWS * UNITS * WIDTH, tile.threads // UNITS
+    COPIES, FRAGMENTS_A, FRAGMENTS_B = COLUMNS // STEP, tile.warp_rows // 4, tile.warp_columns // 4
+    start, copy, advance = gathering(tile, WIDTH)
+    places, multiply = multiplication(tile, dtype, WIDTH)
+    stash = stashing(tile)
+    write = writing(ROWS // 2, COLUMNS, COLUMNS + PAD, tile.threads, dtype)
+
+    @device
+    def copy_weights(shared, at, weight, element, g):
+        for i in range(COPIES):
+            source = int32(element + i * STEP * g.slices * (UNITS * WIDTH))
+            copy_async16(shared, int32(at + i * STEP * UNITS * WIDTH), weight, source, True)
+
+    def mma(x, weight, bias, out, g, epilogue):
+        shared, stage = cuda.shared.array(0, stored), cuda.shared.array(0, float32)
+        sums = cuda.local.array(SUMS, float32)
+        a, b = cuda.local.array(FRAGMENTS_A, uint32), cuda.local.array(FRAGMENTS_B, uint32)
+        pixels, term = cuda.local.array((OWN, 2), int32), cuda.local.array(3, int32)
+        rows, columns = cuda.local.array(OWN, int32), cuda.local.array(OWN, int32)
+        left, right = cuda.local.array(2, int32), cuda.local.array(2, int32)
+        thread, group = int32(cuda.threadIdx.x), int32(cuda.blockIdx.z)
+        first_pixel, first_filter = int32(cuda.blockIdx.x * ROWS), int32(cuda.blockIdx.y * COLUMNS)
+        for i in range(SUMS):
+            sums[i] = float32(0)
+        left_place = start(g, thread, first_pixel, group, pixels, term, rows, columns)
+        right_place = int32(LEFT + unit_place(int32(thread // UNITS), int32(thread % UNITS)) * WIDTH)
+        element = int32((group * g.padded_filters + first_filter + thread // UNITS) * g.slices)
+        element = int32((element * UNITS + thread % UNITS) * WIDTH)
+        for i in range(STAGES - 1):
+            if i < g.slices:
+                copy(shared, int32(i * SLICE + left_place), x, g, pixels, term)
+                copy_weights(shared, int32(i * SLICE + right_place), weight, element, g)
+                advance(g, term)
+            element += int32(UNITS * WIDTH)
+            commit()
+        places(thread, left, right)
+        ahead, ready, free = g.slices, int32(0), int32((STAGES - 1) * SLICE)
+        while ahead > 0:
+            wait(_ARRIVING)
+            cuda.syncthreads()  # the slice is there for all, and the one before it is no longer read
+            if ahead >= STAGES:
+                copy(shared, int32(free + left_place), x, g, pixels, term)
+                copy_weights(shared, int32(free + right_place), weight, element, g)
+                advance(g, term)
+            element += int32(UNITS * WIDTH)
+            commit()
+            multiply(shared, ready, left, right, a, b, sums)
+            free = ready
+            ready = int32(0) if ready == (STAGES - 1) * SLICE else int32(ready + SLICE)
+            ahead -= int32(1)
+        cuda.syncthreads()  # nobody reads slices any more
+        stash(stage, sums, thread, int32(0))
+        cuda.syncthreads()
+        write(stage, out, bias, g, epilogue, thread, first_pixel, first_filter, group)
+        cuda.syncthreads()
+        stash(stage, sums, thread, int32(ROWS // 2))
+        cuda.syncthreads()
+        write(stage, out, bias, g, epilogue, thread, int32(first_pixel + ROWS // 2), first_filter, group)
+
+    array = pointer(stored)
+    kinds = (array, array, array, array, numbers(int32, WalkGeometry), numbers(float32, Epilogue))
+    return Kernel(mma, kinds, (tile.rows, tile.columns, dtype), threads=tile.threads, blocks=blocks_at_once(tile))
+
+
+@cache
+def stashing(tile: MmaTile) -> Any:
+    """The device function ``stash(shared, sums, thread, first)``: half of the tile, from row `first` on, to shared
+    memory, by the warps that have its sums.
+    """
+    WARP_ROWS, WARP_COLUMNS, HALF = tile.warp_rows, tile.warp_columns, tile.rows // 2
+    PITCH, ACROSS, DOWN = tile.columns + PAD, tile.warp_columns // 8, tile.warp_rows // 16
+
+    @device
+    def stash_rows(shared, at, sums, first):
+        for j in range(ACROSS):
+            shared[at + j * 8], shared[at + j * 8 + 1] = sums[first + j * 4], sums[first + j * 4 + 1]
+            below = at + 8 * PITCH + j * 8
+            shared[below], shared[below + 1] = sums[first + j * 4 + 2], sums[first + j * 4 + 3]
+
+    @device
+    def stash(shared, sums, thread, first):
+        lane, warp = int32(thread % 32), int32(thread // 32)
+        row = int32(warp // 2 * WARP_ROWS - first)
+        if 0 <= row < HALF:
+            at = int32((row + lane // 4) * PITCH + warp % 2 * WARP_COLUMNS + lane % 4 * 2)
+            # A loop would stay one, with sums in local memory.
+            stash_rows(shared, at, sums, 0)
+            stash_rows(shared, int32(at + 16 * PITCH), sums, ACROSS * 4)
+            if DOWN == 4:
+                stash_rows(shared, int32(at + 32 * PITCH), sums, ACROSS * 8)
+                stash_rows(shared, int32(at + 48 * PITCH), sums, ACROSS * 12)
+
+    return stash
+
+
+class Mma(ConvKernel):
+    """Forward convolution by implicit GEMM on tensor cores."""
+
+    def __init__(self, problem: ConvProblem, params: Params) -> None:
+        super().__init__(problem)
+        self.tile = MmaTile(params["pixels"], params["filters"])
+        self.filters, self.images = FilterUnits(problem, self.tile.columns), ImageUnits(problem)
+        copies = problem.memory_format != "channels_last" or padded_channels(problem) != problem.weight_shape[1]
+        self.layout_copies = "x to channels-last with whole units of 16 bytes" if copies else "none"
+        scratch = self.images.size * copies + self.filters.size * problem.raw
+        self.workspace_bytes = problem.itemsize * scratch
+
+    def pack(self, weight: DeviceArray, bias: DeviceArray | None) -> Packed:
+        """Weights (K, C/groups, R, S) as (group, filter, r, s, c), filled up with zeros."""
+        return self.filters(weight), bias
+
+    def run(self, x: DeviceArray, packed: Packed, out: DeviceArray) -> None:
+        """Compute `out` from `x`, or from a copy of it that has units of 16 bytes."""
+        super().run(self.images(x) if self.images.needed(x) else x, packed, out)
+
+    def launch(self, *strides: Strides) -> Launch:
+        x, _, out = strides
+        width = width_of(self.problem)
+        whole = out[1] == 1 and self.problem.out_channels // self.problem.groups % width == 0
+        return self._launch(x, out, whole and all(step % width == 0 for step in (out[0], out[2], out[3])))
+
+    def launch_unaligned(self, *strides: Strides) -> Launch:
+        x, _, out = strides
+        return self._launch(x, out, False)
+
+    def _launch(self, x: Strides, out: Strides, vectors: bool) -> Launch:
+        p, tile, width = self.problem, self.tile, width_of(self.problem)
+        check_reach(p.in_shape, x)
+        check_reach(p.out_shape, out)
+        pixels, (top, _), (left, _) = p.batch * math.prod(p.conv_size), *p.padding
+        batch, row, column = x[0] // width, x[2] // width, x[3] // width  # in units, one of which is the next channel's
+        numbers: tuple[int, ...] = (
+            pixels, p.groups, padded_channels(p) // width, p.out_channels // p.groups, *p.in_size, *p.conv_size,
+            *p.kernel_size, *p.stride, top, left, *p.dilation, p.dilation[0] * row, p.dilation[1] * column, batch, 1,
+            row, column, 0, *out, self.filters.filters, self.filters.slices, int(p.bias), int(vectors),
+        )  # fmt: skip
+        grid = (-(-pixels // tile.rows), self.filters.filters // tile.columns, p.groups)
+        return Launch(
+            compiled(tile, p.dtype), grid, (WalkGeometry(*numbers), Epilogue.of(p.activation)), tile.shared_bytes
+        )

@@ -1,0 +1,116 @@
+"""The tile of a product of matrices on tensor cores: warps with fragments of it, slices in shared memory.
+
+A row of a slice, of a pixel's terms or of a filter's, is 64 bytes: four units of 16 bytes, two steps of an mma
+instruction, whatever the type of the elements. Units lie permuted, unit u of row r at place ``u ^ (r // 2 % 4)``, so
+that eight rows that ldmatrix reads at once, and those that a warp's copies write, meet all banks. The scheme is that
+of CUTLASS for Ampere (https://github.com/NVIDIA/cutlass, media/docs/efficient_gemm.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+from fastconv.cuda.ptx import load_matrices, mma_bf16, mma_f16, mma_tf32, to_tf32
+from fastconv.cuda.toolkit import device, int32
+
+UNITS = 4  # of 16 bytes in a row of a slice
+STAGES = 4  # slices in shared memory: one is multiplied while three arrive
+PAD = 4  # sums after a row of them in shared memory
+_MMA = {"float32": mma_tf32, "bfloat16": mma_bf16, "float16": mma_f16}
+
+
+@dataclass(frozen=True)
+class MmaTile:
+    """Sizes of a block's tile.
+
+    Parameters
+    ----------
+    rows, columns : int
+        Pixels, 64, 128 or 256, and filters, 64 or 128. Two warps lie across; each has half of the columns.
+    """
+
+    rows: int
+    columns: int
+
+    @property
+    def warp_rows(self) -> int:
+        """Rows of a warp's part."""
+        return min(64, self.rows // 2)
+
+    @property
+    def warp_columns(self) -> int:
+        """Columns of a warp's part."""
+        return self.columns // 2
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return 64 * self.rows // self.warp_rows
+
+    @property
+    def sums(self) -> int:
+        """Of a thread."""
+        return self.rows * self.columns // self.threads
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory of a block: its slices, or in the end half of its sums."""
+        slices = STAGES * 16 * UNITS * (self.rows + self.columns)
+        return max(slices, 4 * self.rows // 2 * (self.columns + PAD))
+
+
+class Multiplication(NamedTuple):
+    """Device functions: ``places(thread, left, right)`` fills in where in a slice a lane's rows are, for both steps;
+    ``multiply(shared, at, left, right, a, b, sums)`` adds the product of the slices at an element.
+    """
+
+    places: Any
+    multiply: Any
+
+
+@device
+def unit_place(row, unit):
+    """Where a unit of a row is, in units."""
+    return int32(row * UNITS + (unit ^ (row // 2 % UNITS)))
+
+
+@cache
+def multiplication(tile: MmaTile, dtype: str, width: int) -> Multiplication:
+    """That of a tile, for elements of a dtype, `width` of them in a unit; float32 is rounded to TF32."""
+    DOWN, ACROSS, RIGHT = tile.warp_rows // 16, tile.warp_columns // 16, tile.rows
+    WARP_ROWS, WARP_COLUMNS, WIDTH, ROUNDS = tile.warp_rows, tile.warp_columns, width, dtype == "float32"
+    BLOCK = 16 * UNITS * WIDTH  # elements of 16 rows
+    mma = _MMA[dtype]
+
+    @device
+    def places(thread, left, right):
+        lane, warp = int32(thread % 32), int32(thread // 32)
+        row = int32(warp // 2 * WARP_ROWS + lane % 16)
+        column = int32(warp % 2 * WARP_COLUMNS + lane % 8 + lane // 16 * 8)
+        for step in range(2):
+            left[step] = int32(unit_place(row, int32(2 * step + lane // 16)) * WIDTH)
+            right[step] = int32((RIGHT * UNITS + unit_place(column, int32(2 * step + lane // 8 % 2))) * WIDTH)
+
+    @device
+    def add_step(shared, left, right, a, b, sums):
+        for i in range(DOWN):
+            load_matrices(a, i * 4, shared, int32(left + i * BLOCK))
+        for j in range(ACROSS):
+            load_matrices(b, j * 4, shared, int32(right + j * BLOCK))
+        if ROUNDS:
+            for i in range(DOWN * 4):
+                a[i] = to_tf32(a[i])
+        for i in range(DOWN):
+            for j in range(ACROSS):
+                mma(sums, (i * ACROSS + j) * 8, a, i * 4, b, j * 4)
+                mma(sums, (i * ACROSS + j) * 8 + 4, a, i * 4, b, j * 4 + 2)
+
+    @device
+    def multiply(shared, at, left, right, a, b, sums):
+        # A loop over steps would stay one, with sums in local memory.
+        add_step(shared, int32(at + left[0]), int32(at + right[0]), a, b, sums)
+        add_step(shared, int32(at + left[1]), int32(at + right[1]), a, b, sums)
+
+    return Multiplication(places, multiply)

@@ -1,0 +1,49 @@
+"""The kernels for tensor cores compile for old and new chips, and multiply most of the time."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+from machine_code import disassemble, main_loop, missing, opcodes, registers
+
+pytest.importorskip("numba_cuda")
+if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1":
+    pytest.skip("the simulator compiles nothing", allow_module_level=True)
+if missing():
+    pytest.skip(missing(), allow_module_level=True)
+
+from fastconv.cuda import mma, pack_units
+from fastconv.cuda.mma_tile import MmaTile
+
+SHARED_MEMORY = 99 << 10  # bytes of a block on the smallest GPUs that copy asynchronously, compute capability 8.6
+INSTRUCTIONS = {"float32": 4.7, "bfloat16": 3.6, "float16": 3.6}  # per multiplication, of the largest tiles
+
+
+@pytest.mark.parametrize("target", [(8, 0), (9, 0)], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("rows_columns", mma.TILES, ids=str)
+def test_tensor_cores_multiply_most_of_the_time(rows_columns: tuple[int, int], dtype: str, target: Any) -> None:
+    tile = MmaTile(*rows_columns)
+    code = mma.compiled(tile, dtype).cubin(target)
+    text, used = disassemble(code), registers(code)
+    loop, found = main_loop(text, "HMMA"), opcodes(text)
+    steps = 2 * tile.warp_rows // 16 * (tile.warp_columns // 8)  # products of 16 x 8 sums in a slice
+    assert loop.hits == steps
+    if tile.sums == 128:
+        assert loop.instructions / loop.hits < INSTRUCTIONS[dtype]
+    assert used.stack == 0 and not any(name.startswith(("LDL", "STL")) for name in found)
+    assert used.count * tile.threads * mma.blocks_at_once(tile) <= 65536
+    assert (
+        sum(n for name, n in found.items() if name.startswith("LDSM")) == 2 * (tile.warp_rows + tile.warp_columns) // 16
+    )
+    assert found["LDGSTS.E.BYPASS.128"] and found["STG.E.128"]
+    assert tile.shared_bytes <= SHARED_MEMORY
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_packing_compiles(dtype: str) -> None:
+    for kernel in (pack_units._pack_filters(dtype), pack_units._fill_up(dtype)):
+        code = kernel.cubin((8, 0))
+        assert kernel.name.encode() in code and registers(code).stack == 0
