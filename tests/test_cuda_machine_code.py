@@ -16,6 +16,7 @@ if missing():
 
 from fastconv import algorithms
 from fastconv.cuda import (
+    elementwise,
     local,
     local_backward,
     norm_kernels,
@@ -24,7 +25,9 @@ from fastconv.cuda import (
     pool_backward,
     reference,
     reference_backward,
+    softmax,
     tiled,
+    updates,
 )  # fmt: skip
 from fastconv.cuda.gemm import Tile
 from fastconv.cuda.kernel import Kernel
@@ -71,7 +74,13 @@ def plain_kernels(dtype: str) -> list[Kernel]:
     found += [norm_kernels.piece_moments_kernel(dtype), norm_kernels.merge_moments_kernel(dtype)]
     found += [norm_kernels.update_running_kernel(dtype, dtype), norm_kernels.normalize_kernel(dtype, dtype)]
     found += [norm_kernels.piece_products_kernel(dtype, dtype), norm_kernels.merge_products_kernel(dtype, dtype)]
-    found += [norm_kernels.input_gradient_kernel(dtype, dtype, dtype)]
+    found += [norm_kernels.input_gradient_kernel(dtype, dtype, dtype), norm_kernels.fold_kernel(dtype)]
+    found += [norm_kernels.piece_sums_kernel(dtype), norm_kernels.merge_sums_kernel(dtype)]
+    found += [elementwise.elementwise_kernel(op, dtype) for op in elementwise.OPERATIONS]
+    found += [elementwise.copy_kernel("float64", dtype), elementwise.squared_error_kernel(dtype)]
+    found += [softmax.softmax_kernel(dtype), softmax.softmax_backward_kernel(dtype)]
+    found += [softmax.cross_entropy_kernel(dtype, "int64")]
+    found += [updates.update_kernel(rule, dtype) for rule in updates.RULES]
     return [*found, pack._compiled()] if dtype == "float32" else found
 
 

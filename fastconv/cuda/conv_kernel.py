@@ -15,6 +15,15 @@ Packed: TypeAlias = tuple[DeviceArray, DeviceArray | None]
 _MOST_LAYOUTS = 64  # of arrays, remembered for each kernel
 
 
+def check_reach(shape: tuple[int, ...], strides: Strides) -> None:
+    """Raise ValueError unless indices of 32 bits reach all elements of an array."""
+    if sum((size - 1) * step for size, step in zip(shape, strides, strict=True)) >= 1 << 31:
+        raise ValueError(
+            f"arrays must reach over less than 2**31 elements, got strides {strides} for shape {shape}; copy them "
+            "first, or use algorithm='reference'"
+        )
+
+
 class DeviceKernel(ABC):
     """An algorithm bound to a problem; a launch is made once for arrays that are alike.
 
@@ -24,10 +33,13 @@ class DeviceKernel(ABC):
         Which arrays a run copies to another layout, for `Plan.explain`.
     workspace_bytes : int
         Scratch memory of one run.
+    vector_arrays : slice
+        Which of the arrays of `start` may be read or written by 16 bytes: the last.
     """
 
     layout_copies = "none"
     workspace_bytes = 0
+    vector_arrays = slice(-1, None)
 
     def __init__(self, problem: Any) -> None:
         self.problem = problem
@@ -38,12 +50,13 @@ class DeviceKernel(ABC):
         """What computes on arrays with these strides in elements."""
 
     def launch_unaligned(self, *strides: Strides) -> Launch:
-        """`launch` for a result whose address is no multiple of 16 bytes, which vectors of 4 elements need."""
+        """`launch` where an address of `vector_arrays` is no multiple of 16 bytes, which vectors need."""
         return self.launch(*strides)
 
     def start(self, arrays: tuple[DeviceArray, ...], bias: tuple[DeviceArray | None, ...] = ()) -> None:
         """Run on `arrays`, the last of them written, with `bias` before it, on the stream of the first."""
-        strides, aligned = tuple(array.strides for array in arrays), arrays[-1].pointer % 16 == 0
+        strides = tuple(array.strides for array in arrays)
+        aligned = all(array.pointer % 16 == 0 for array in arrays[self.vector_arrays])
         key = (strides, aligned)
         launch = self._launches.get(key)
         if launch is None:

@@ -76,9 +76,18 @@ def own_terms(tile: Tile, channels_last: bool) -> int:
     return tile.rows * DEPTH // tile.threads // own_pixels(tile, channels_last)
 
 
+@device
+def image_pixel(g, first, row):
+    """Image, row and column of the pixel of a tile's row, and whether it is there; `first` is that of the tile."""
+    m = int32(first + row)
+    j, rest = int32(m % g.out_width), int32(m // g.out_width)
+    i, n = int32(rest % g.out_height), int32(rest // g.out_height)
+    return n, i, j, m < g.pixels
+
+
 @cache
-def gathering(tile: Tile, channels_last: bool) -> Any:
-    """Three device functions for a tile and a memory format.
+def gathering(tile: Tile, channels_last: bool, pixel_of: Any = image_pixel) -> Any:
+    """Three device functions for a tile and a memory format, and where its rows are, as `image_pixel` says.
 
     ``start(g, thread, first, group, pixels, terms, rows, columns)`` gives the first place in a slice that a thread
     writes, ``copy(shared, at, x, g, pixels, terms)`` copies to there and on, ``advance(g, terms)`` goes on to the
@@ -103,14 +112,12 @@ def gathering(tile: Tile, channels_last: bool) -> Any:
     def start(g, thread, first, group, pixels, terms, rows, columns):
         pixel, term = own(thread)
         for p in range(OWN_PIXELS):
-            m = int32(first + pixel + p * PIXEL_STEP)
-            j, rest = int32(m % g.out_width), int32(m // g.out_width)
-            i, n = int32(rest % g.out_height), int32(rest // g.out_height)
+            n, i, j, there = pixel_of(g, first, int32(pixel + p * PIXEL_STEP))
             rows[p], columns[p] = int32(i * g.stride_h - g.top), int32(j * g.stride_w - g.left)
             group_first = group * g.channels * g.x_channel
             pixels[p, ELEMENT] = int32(n * g.x_batch + group_first + rows[p] * g.x_row + columns[p] * g.x_column)
             pixels[p, INSIDE] = int32(0)
-            if m >= g.pixels:
+            if not there:
                 rows[p] = int32(-(1 << 30))  # no row of taps is inside
         for r in range(g.taps_h):  # pixels in the inner loop, which is unrolled, so that they stay in registers
             for p in range(OWN_PIXELS):

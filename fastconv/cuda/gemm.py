@@ -28,10 +28,13 @@ class Tile:
     ----------
     rows, columns : int
         Multiples of 32, with 32 to 256 threads.
+    right_pad : int, default 0
+        Elements after the columns of a term, `PAD` where lanes write different terms.
     """
 
     rows: int
     columns: int
+    right_pad: int = 0
 
     @property
     def threads(self) -> int:
@@ -46,7 +49,7 @@ class Tile:
     @property
     def slice(self) -> int:
         """Elements of a slice of both."""
-        return self.left_slice + DEPTH * self.columns
+        return self.left_slice + DEPTH * (self.columns + self.right_pad)
 
     @property
     def shared_bytes(self) -> int:
@@ -78,8 +81,8 @@ def place_of(tile: Tile) -> Any:
 @cache
 def multiplication(tile: Tile) -> Any:
     """The device function ``multiply(shared, at, x, y, sums)``: add the product of the slices at an element."""
-    PITCH, HALF_ROWS, COLUMNS, HALF_COLUMNS = tile.rows + PAD, tile.rows // 2, tile.columns, tile.columns // 2
-    RIGHT = tile.left_slice
+    PITCH, HALF_ROWS, HALF_COLUMNS = tile.rows + PAD, tile.rows // 2, tile.columns // 2
+    RIGHT, RIGHT_PITCH = tile.left_slice, tile.columns + tile.right_pad
 
     @device
     def add_term(shared, left, right, a, b, sums):
@@ -96,12 +99,12 @@ def multiplication(tile: Tile) -> Any:
         left, right = int32(at + y * 4), int32(at + RIGHT + x * 4)
         # A loop over terms would stay one, with sums in local memory.
         add_term(shared, left, right, a, b, sums)
-        add_term(shared, int32(left + PITCH), int32(right + COLUMNS), a, b, sums)
-        add_term(shared, int32(left + 2 * PITCH), int32(right + 2 * COLUMNS), a, b, sums)
-        add_term(shared, int32(left + 3 * PITCH), int32(right + 3 * COLUMNS), a, b, sums)
-        add_term(shared, int32(left + 4 * PITCH), int32(right + 4 * COLUMNS), a, b, sums)
-        add_term(shared, int32(left + 5 * PITCH), int32(right + 5 * COLUMNS), a, b, sums)
-        add_term(shared, int32(left + 6 * PITCH), int32(right + 6 * COLUMNS), a, b, sums)
-        add_term(shared, int32(left + 7 * PITCH), int32(right + 7 * COLUMNS), a, b, sums)
+        add_term(shared, int32(left + PITCH), int32(right + RIGHT_PITCH), a, b, sums)
+        add_term(shared, int32(left + 2 * PITCH), int32(right + 2 * RIGHT_PITCH), a, b, sums)
+        add_term(shared, int32(left + 3 * PITCH), int32(right + 3 * RIGHT_PITCH), a, b, sums)
+        add_term(shared, int32(left + 4 * PITCH), int32(right + 4 * RIGHT_PITCH), a, b, sums)
+        add_term(shared, int32(left + 5 * PITCH), int32(right + 5 * RIGHT_PITCH), a, b, sums)
+        add_term(shared, int32(left + 6 * PITCH), int32(right + 6 * RIGHT_PITCH), a, b, sums)
+        add_term(shared, int32(left + 7 * PITCH), int32(right + 7 * RIGHT_PITCH), a, b, sums)
 
     return multiply

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import cache
 from typing import NamedTuple
 
@@ -16,33 +15,40 @@ _THREADS = 256
 
 
 class PackGeometry(NamedTuple):
-    """Sizes of a group's weights, their padded matrix, and strides in elements."""
+    """Sizes of a group's matrix, without and with what fills it up, and where the weights lie, in elements.
+
+    A term is an `inner` index at a tap: channels, and columns are filters, or the other way around. `first` is the
+    element of the first tap, `w_row` and `w_tap` go on to the next one.
+    """
 
     groups: int
-    filters: int
-    channels: int
-    kernel_h: int
-    kernel_w: int
-    terms: int
+    inner: int
     columns: int
-    w_filter: int
-    w_channel: int
-    w_row: int
+    taps_h: int
+    taps_w: int
+    padded_terms: int
+    padded_columns: int
+    first: int
+    w_group: int
+    w_inner: int
     w_column: int
+    w_row: int
+    w_tap: int
 
 
 @cache
 def _compiled() -> Kernel:
     def pack_filters(weight, out, g):
         index, step = cuda.grid(1), cuda.gridsize(1)
-        while index < g.groups * g.terms * g.columns:
-            k, rest = index % g.columns, index // g.columns
-            term, group = rest % g.terms, rest // g.terms
-            c, tap = term % g.channels, term // g.channels
-            r, s = tap // g.kernel_w, tap % g.kernel_w
+        while index < g.groups * g.padded_terms * g.padded_columns:
+            column, rest = index % g.padded_columns, index // g.padded_columns
+            term, group = rest % g.padded_terms, rest // g.padded_terms
+            inner, tap = term % g.inner, term // g.inner
+            r, s = tap // g.taps_w, tap % g.taps_w
             value = float32(0)
-            if k < g.filters and r < g.kernel_h:
-                value = weight[(group * g.filters + k) * g.w_filter + c * g.w_channel + r * g.w_row + s * g.w_column]
+            if column < g.columns and r < g.taps_h:
+                at = g.first + group * g.w_group + column * g.w_column
+                value = weight[at + inner * g.w_inner + r * g.w_row + s * g.w_tap]
             out[index] = value
             index += step
 
@@ -58,28 +64,41 @@ class FilterPacker:
     problem : ConvProblem
     block : int
         Filters of a tile: columns are filled up to a multiple of it with zeros, terms to one of `DEPTH`.
+    taps : (range, range), optional
+        Rows and columns of the kernel, all if not given.
+    transposed : bool, default False
+        Exchange filters and channels of a group, as gradients of the input read them: (group, r, s, filter, c).
     """
 
-    def __init__(self, problem: ConvProblem, block: int) -> None:
-        self.problem = problem
-        self.terms = -(-math.prod(problem.weight_shape[1:]) // DEPTH) * DEPTH
-        self.columns = -(-(problem.out_channels // problem.groups) // block) * block
+    def __init__(
+        self, problem: ConvProblem, block: int, taps: tuple[range, range] | None = None, transposed: bool = False
+    ) -> None:
+        self.problem, self.transposed = problem, transposed
+        self.taps = taps or (range(problem.kernel_size[0]), range(problem.kernel_size[1]))
+        sizes = (problem.weight_shape[1], problem.out_channels // problem.groups)
+        self._inner, self._columns = reversed(sizes) if transposed else sizes
+        self.terms = -(-len(self.taps[0]) * len(self.taps[1]) * self._inner // DEPTH) * DEPTH
+        self.columns = -(-self._columns // block) * block
         self.size = problem.groups * self.terms * self.columns
         self._launches: dict[tuple[int, ...], Launch] = {}  # by the weights' strides
 
     def __call__(self, weight: DeviceArray) -> DeviceArray:
-        p = self.problem
         library = library_of(weight.owner)
         assert library is not None
-        packed = as_device_array(library.new((self.size,), (1,), p.dtype, weight.owner), "packed")
+        packed = as_device_array(library.new((self.size,), (1,), self.problem.dtype, weight.owner), "packed")
         self._launch(weight.strides)((weight, packed), weight.stream)
         return packed
 
     def _launch(self, strides: tuple[int, ...]) -> Launch:
         launch = self._launches.get(strides)
         if launch is None:
-            p = self.problem
-            sizes = (p.groups, p.out_channels // p.groups, *p.weight_shape[1:], self.terms, self.columns, *strides)
+            (rows, columns), (w_filter, w_channel, w_row, w_tap) = self.taps, strides
+            steps = (w_filter, w_channel) if self.transposed else (w_channel, w_filter)
+            sizes = (
+                self.problem.groups, self._inner, self._columns, len(rows), len(columns), self.terms, self.columns,
+                rows.start * w_row + columns.start * w_tap, self.problem.out_channels // self.problem.groups * w_filter,
+                *steps, rows.step * w_row, columns.step * w_tap,
+            )  # fmt: skip
             grid = (min(-(-self.size // _THREADS), 1 << 16),)
             launch = self._launches[strides] = Launch(_compiled(), grid, (PackGeometry(*sizes),))
         return launch

@@ -13,12 +13,13 @@ from functools import cache
 
 from fastconv.algorithms import Params
 from fastconv.cuda.arrays import DeviceArray
-from fastconv.cuda.conv_kernel import ConvKernel, Packed, Strides
+from fastconv.cuda.conv_kernel import ConvKernel, Packed, Strides, check_reach
 from fastconv.cuda.gather import MOST_TAPS, WalkGeometry, gathering, own_pixels, own_terms
 from fastconv.cuda.gemm import DEPTH, STAGES, Tile, multiplication, place_of
 from fastconv.cuda.geometry import Epilogue
 from fastconv.cuda.kernel import MOST_BLOCKS, Kernel, Launch
 from fastconv.cuda.pack import FilterPacker
+from fastconv.cuda.product_cost import blocks_at_once, product_ns
 from fastconv.cuda.ptx import commit, copy_async16, wait
 from fastconv.cuda.store_tile import storing
 from fastconv.cuda.toolkit import cuda, device, float32, int32, numbers, pointer
@@ -26,9 +27,6 @@ from fastconv.problem import ConvProblem
 
 TILES = [(128, 128), (128, 64), (64, 64)]
 _ARRIVING = STAGES - 2
-_LAUNCH_NS = 5_000.0
-_FLOP_NS = 1 / 40_000  # of a large GPU
-_PROCESSORS = 132
 
 
 def unsupported(problem: ConvProblem) -> str | None:
@@ -55,16 +53,7 @@ def cost(problem: ConvProblem, params: Params) -> float:
     """Predicted time in nanoseconds on a large GPU: whole waves of blocks, with what of their tiles is empty."""
     tile = Tile(params["pixels"], params["filters"])
     pixels, filters = problem.batch * math.prod(problem.conv_size), problem.out_channels // problem.groups
-    blocks = -(-pixels // tile.rows) * -(-filters // tile.columns) * problem.groups
-    waves = -(-blocks // (_PROCESSORS * blocks_at_once(tile)))
-    terms = -(-math.prod(problem.weight_shape[1:]) // DEPTH) * DEPTH
-    shared = 1 + 8 / tile.rows + 8 / tile.columns  # copies that fewer sums share
-    return _LAUNCH_NS + waves * _PROCESSORS * blocks_at_once(tile) * tile.threads * 64 * 2 * terms * shared * _FLOP_NS
-
-
-def blocks_at_once(tile: Tile) -> int:
-    """Blocks that a multiprocessor holds: fewer threads of a narrow tile, for each copies more and needs registers."""
-    return 512 // tile.threads if tile.columns >= 128 else 384 // tile.threads
+    return product_ns(tile, pixels, filters, math.prod(problem.weight_shape[1:]), problem.groups)
 
 
 def make(problem: ConvProblem, params: Params, threads: int) -> Tiled:
@@ -163,12 +152,8 @@ class Tiled(ConvKernel):
         return self._launch(x, out, False)
 
     def _launch(self, x: Strides, out: Strides, vectors: bool) -> Launch:
-        for shape, strides in ((self.problem.in_shape, x), (self.problem.out_shape, out)):
-            if sum((size - 1) * step for size, step in zip(shape, strides, strict=True)) >= 1 << 31:
-                raise ValueError(
-                    f"arrays must reach over less than 2**31 elements, got strides {strides} for shape {shape}; copy "
-                    "them first, or use algorithm='reference'"
-                )
+        check_reach(self.problem.in_shape, x)
+        check_reach(self.problem.out_shape, out)
         p, tile = self.problem, self.tile
         filters, pixels = p.out_channels // p.groups, p.batch * math.prod(p.conv_size)
         (top, _), (left, _) = p.padding

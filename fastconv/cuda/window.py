@@ -83,6 +83,42 @@ def last_window(pixel, stride, padding, windows):
 
 
 @cache
+def folding(mode: int, dtype: str) -> Any:
+    """How values become one: device functions ``fold(result, value, norm)`` and ``finish(result, count, norm)``.
+
+    The result starts as -inf in mode MAX, as 0 in the others; `count` is the number of elements to divide by.
+    """
+    real = getattr(types, dtype)
+
+    @device
+    def larger(best, value, norm):
+        return value if value > best or value != value else best
+
+    @device
+    def add(total, value, norm):
+        if mode == SQUARES:
+            value = value * value
+        elif mode == POWERS:
+            value = value**norm.power
+        return total + value
+
+    @device
+    def best(best, count, norm):
+        return best
+
+    @device
+    def mean(total, count, norm):
+        total /= real(count)
+        if mode == SQUARES:
+            total = real(math.sqrt(total * norm.area))
+        elif mode == POWERS:
+            total = (total * norm.area) ** norm.root
+        return total
+
+    return (larger, best) if mode == MAX else (add, mean)
+
+
+@cache
 def reduction(mode: int, dtype: str, value_at: Callable) -> Any:
     """A function that kernels call to reduce a window.
 
@@ -100,6 +136,7 @@ def reduction(mode: int, dtype: str, value_at: Callable) -> Any:
         the first one, or the last NaN, or -1 for a window without a pixel and in the other modes.
     """
     real = getattr(types, dtype)
+    fold, finish = folding(mode, dtype)
 
     @device
     def maximum(source, i, j, w, norm):
@@ -120,18 +157,38 @@ def reduction(mode: int, dtype: str, value_at: Callable) -> Any:
         total = real(0)
         for row in range(max(top, 0), min(top + w.kernel_h, w.height)):
             for column in range(max(left, 0), min(left + w.kernel_w, w.width)):
-                value = value_at(source, row, column)
-                if mode == SQUARES:
-                    value = value * value
-                elif mode == POWERS:
-                    value = value**norm.power
-                total += value
+                total = fold(total, value_at(source, row, column), norm)
         rows = covered(top, w.kernel_h, w.top, w.height, w.include_pad)
-        total /= real(rows * covered(left, w.kernel_w, w.left, w.width, w.include_pad))
-        if mode == SQUARES:
-            total = real(math.sqrt(total * norm.area))
-        elif mode == POWERS:
-            total = (total * norm.area) ** norm.root
-        return total, -1
+        return finish(total, rows * covered(left, w.kernel_w, w.left, w.width, w.include_pad), norm), -1
 
     return maximum if mode == MAX else mean
+
+
+@cache
+def reduction4(mode: int, dtype: str, values_at: Callable) -> Any:
+    """`reduction` of four maps at a time, whose values `values_at` gives as a tuple.
+
+    Returns
+    -------
+    device function
+        ``reduced(source, i, j, window, norm)`` is a tuple of the four values of window (i, j).
+    """
+    real, start = getattr(types, dtype), -math.inf if mode == MAX else 0.0
+    fold, finish = folding(mode, dtype)
+
+    @device
+    def reduced(source, i, j, w, norm):
+        top, left = i * w.stride_h - w.top, j * w.stride_w - w.left
+        t0, t1, t2, t3 = real(start), real(start), real(start), real(start)
+        first_s = first_tap(left, w.dilation_w)
+        last_s = last_tap(left, w.dilation_w, w.width, w.kernel_w)
+        for r in range(first_tap(top, w.dilation_h), last_tap(top, w.dilation_h, w.height, w.kernel_h)):
+            for s in range(first_s, last_s):
+                v0, v1, v2, v3 = values_at(source, top + r * w.dilation_h, left + s * w.dilation_w)
+                t0, t1 = fold(t0, v0, norm), fold(t1, v1, norm)
+                t2, t3 = fold(t2, v2, norm), fold(t3, v3, norm)
+        rows = covered(top, w.kernel_h, w.top, w.height, w.include_pad)
+        count = rows * covered(left, w.kernel_w, w.left, w.width, w.include_pad)
+        return finish(t0, count, norm), finish(t1, count, norm), finish(t2, count, norm), finish(t3, count, norm)
+
+    return reduced

@@ -1,0 +1,182 @@
+"""The two matrices of a weight gradient: its terms are pixels, found in both images and copied slice by slice.
+
+A row of the left matrix is a filter, a column of the right one a channel at a tap, ordered by tap, then by channel.
+Each thread copies one pixel of a slice, of both matrices and always at the same filters and columns: where those lie
+is known before the first slice, and from slice to slice only the pixel goes on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+from fastconv.cuda.gemm import DEPTH, PAD, Tile
+from fastconv.cuda.ptx import copy_async4, copy_async16
+from fastconv.cuda.toolkit import device, int32, uint32
+
+# Of the pixel: how many are left from it on, its place in x, and the elements of x and of the gradient.
+LEFT, ROW, COLUMN, X, GRAD = range(5)
+PIXEL_FIELDS = 5
+# Of a column: how far its tap is from the pixel's place, and in elements.
+TAP_ROW, TAP_COLUMN, ELEMENT = range(3)
+COLUMN_FIELDS = 3
+
+
+class WeightGeometry(NamedTuple):
+    """Sizes of a group, strides in elements, and the steps from pixel to pixel.
+
+    `pixels` counts those of all images, `share` those of a split; `columns` are taps times channels. A pixel's place
+    in x is a multiple of the strides: `rows_end` and `columns_end` are behind the last. The results of a split go to
+    ``split*w_split + filter*w_filter + channel*w_channel + r*w_row + s*w_column``.
+    """
+
+    pixels: int
+    share: int
+    channels: int
+    filters: int
+    columns: int
+    column_tiles: int
+    filter_tiles: int
+    in_height: int
+    in_width: int
+    out_height: int
+    out_width: int
+    kernel_w: int
+    stride_h: int
+    stride_w: int
+    top: int
+    left: int
+    dilation_h: int
+    dilation_w: int
+    x_batch: int
+    x_channel: int
+    x_row: int
+    x_column: int
+    grad_batch: int
+    grad_channel: int
+    grad_row: int
+    grad_column: int
+    rows_end: int
+    columns_end: int
+    x_slice: int
+    x_next_row: int
+    x_next_image: int
+    grad_slice: int
+    grad_next_row: int
+    grad_next_image: int
+    w_split: int
+    w_filter: int
+    w_channel: int
+    w_row: int
+    w_column: int
+
+
+@dataclass(frozen=True)
+class Copies:
+    """How slices are copied.
+
+    Attributes
+    ----------
+    channels_last : bool
+        Whether neighbouring threads copy neighbouring channels, which must be neighbours in memory, or pixels.
+    grad_vectors, x_vectors : bool
+        Whether a copy has four channels, 16 bytes; only channels-last.
+    """
+
+    channels_last: bool
+    grad_vectors: bool = False
+    x_vectors: bool = False
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """For a kernel's name."""
+        return "nhwc" if self.channels_last else "nchw", f"{1 + 3 * self.grad_vectors}x{1 + 3 * self.x_vectors}"
+
+
+@cache
+def own_columns(tile: Tile, copies: Copies) -> int:
+    """Copies of the right matrix that a thread makes for each slice."""
+    return tile.columns * DEPTH // tile.threads // (4 if copies.x_vectors else 1)
+
+
+@cache
+def slicing(tile: Tile, copies: Copies) -> Any:
+    """Three device functions for a tile and a way of copying.
+
+    ``start(g, thread, group, split, first_filter, first_column, pixel, columns)`` gives the places in a slice of the
+    left and of the right matrix that a thread writes first, and its filters until the last,
+    ``copy(shared, left_at, right_at, grad, x, g, filters, pixel, columns)`` copies to there and on, ``advance(g,
+    pixel)`` goes on to the next slice. `pixel` and `columns` are local int32 arrays (PIXEL_FIELDS,) and
+    (`own_columns`, COLUMN_FIELDS).
+    """
+    CHANNELS_LAST, LANES = copies.channels_last, tile.threads // DEPTH
+    GRAD_WIDTH, X_WIDTH = 4 if copies.grad_vectors else 1, 4 if copies.x_vectors else 1
+    OWN_FILTERS, OWN_COLUMNS = tile.rows // LANES // GRAD_WIDTH, own_columns(tile, copies)
+    FILTER_STEP, COLUMN_STEP = LANES * GRAD_WIDTH, LANES * X_WIDTH
+    LEFT_PITCH, RIGHT_PITCH = tile.rows + PAD, tile.columns + tile.right_pad
+    copy_grad = copy_async16 if copies.grad_vectors else copy_async4
+    copy_x = copy_async16 if copies.x_vectors else copy_async4
+
+    @device
+    def own(thread):
+        """A thread's pixel in a slice, and its number among those that copy it."""
+        if CHANNELS_LAST:
+            return int32(thread // LANES), int32(thread % LANES)
+        return int32(thread % DEPTH), int32(thread // DEPTH)
+
+    @device
+    def start_columns(g, first, columns):
+        for t in range(OWN_COLUMNS):
+            column = int32(first + t * COLUMN_STEP)
+            tap, channel = int32(column // g.channels), int32(column % g.channels)
+            row = int32(tap // g.kernel_w * g.dilation_h - g.top)
+            columns[t, TAP_COLUMN] = int32(tap % g.kernel_w * g.dilation_w - g.left)
+            columns[t, ELEMENT] = int32(row * g.x_row + columns[t, TAP_COLUMN] * g.x_column + channel * g.x_channel)
+            columns[t, TAP_ROW] = row if column < g.columns else int32(-(1 << 30))  # never inside
+
+    @device
+    def start(g, thread, group, split, first_filter, first_column, pixel, columns):
+        number, lane = own(thread)
+        m, first = int32(split * g.share + number), int32(first_filter + lane * GRAD_WIDTH)
+        j, rest = int32(m % g.out_width), int32(m // g.out_width)
+        i, n = int32(rest % g.out_height), int32(rest // g.out_height)
+        pixel[LEFT] = int32(min(g.pixels, int32((split + 1) * g.share)) - m)
+        pixel[ROW], pixel[COLUMN] = int32(i * g.stride_h), int32(j * g.stride_w)
+        channel = int32(group * g.channels * g.x_channel)
+        pixel[X] = int32(n * g.x_batch + pixel[ROW] * g.x_row + pixel[COLUMN] * g.x_column + channel)
+        filter = int32((group * g.filters + first) * g.grad_channel)
+        pixel[GRAD] = int32(n * g.grad_batch + i * g.grad_row + j * g.grad_column + filter)
+        start_columns(g, int32(first_column + lane * X_WIDTH), columns)
+        left_place = int32(number * LEFT_PITCH + lane * GRAD_WIDTH)
+        return left_place, int32(number * RIGHT_PITCH + lane * X_WIDTH), int32(g.filters - first)
+
+    @device
+    def copy(shared, left_at, right_at, grad, x, g, filters, pixel, columns):
+        inside = pixel[LEFT] > 0
+        for t in range(OWN_FILTERS):
+            filter = int32(t * FILTER_STEP) if CHANNELS_LAST else int32(t * FILTER_STEP * g.grad_channel)
+            valid = inside and filters > t * FILTER_STEP
+            copy_grad(shared, int32(left_at + t * FILTER_STEP), grad, int32(pixel[GRAD] + filter), valid)
+        for t in range(OWN_COLUMNS):
+            row, column = int32(pixel[ROW] + columns[t, TAP_ROW]), int32(pixel[COLUMN] + columns[t, TAP_COLUMN])
+            valid = inside and uint32(row) < uint32(g.in_height) and uint32(column) < uint32(g.in_width)
+            copy_x(shared, int32(right_at + t * COLUMN_STEP), x, int32(pixel[X] + columns[t, ELEMENT]), valid)
+
+    @device
+    def advance(g, pixel):
+        pixel[LEFT] -= int32(DEPTH)
+        pixel[COLUMN] += int32(DEPTH * g.stride_w)
+        pixel[X] += g.x_slice
+        pixel[GRAD] += g.grad_slice
+        while pixel[COLUMN] >= g.columns_end:
+            pixel[COLUMN] -= g.columns_end
+            pixel[ROW] += g.stride_h
+            pixel[X] += g.x_next_row
+            pixel[GRAD] += g.grad_next_row
+            if pixel[ROW] == g.rows_end:
+                pixel[ROW] = int32(0)
+                pixel[X] += g.x_next_image
+                pixel[GRAD] += g.grad_next_image
+
+    return start, copy, advance
