@@ -12,6 +12,7 @@ import numpy as np
 
 from fastconv.problem import MemoryFormat
 
+_DLPACK_CUDA = 2  # DLPack's number of this kind of device
 _CACHE_LINE = 64  # bytes
 _WORTH_ALIGNING = 1 << 13  # elements
 
@@ -72,7 +73,9 @@ def on_gpu(x: Any) -> bool:
         return False
     if hasattr(x, "is_cuda"):  # a tensor of PyTorch, which makes the whole interface when it is asked for it
         return bool(x.is_cuda)
-    return hasattr(x, "__cuda_array_interface__") or type(x).__module__.startswith("numba.cuda")
+    if hasattr(x, "__cuda_array_interface__") or type(x).__module__.startswith("numba.cuda"):
+        return True
+    return hasattr(x, "__dlpack_device__") and x.__dlpack_device__()[0] == _DLPACK_CUDA
 
 
 def as_floats(x: Any, name: str, ndim: tuple[int, ...] | None = None) -> np.ndarray:
@@ -85,13 +88,22 @@ def as_floats(x: Any, name: str, ndim: tuple[int, ...] | None = None) -> np.ndar
     ValueError
         If the rank is wrong.
     """
-    array = x if isinstance(x, np.ndarray) else np.asarray(x)
+    array = x if isinstance(x, np.ndarray) else _on_cpu(x, name)
     if array.dtype not in FLOATS or not array.dtype.isnative:
         raise TypeError(f"{name} must be float32 or float64, got {array.dtype}; use {name}.astype(numpy.float32)")
     if ndim is not None and array.ndim not in ndim:
         wanted = " or ".join(str(n) for n in ndim)
         raise ValueError(f"{name} must have {wanted} axes, got shape {array.shape}")
     return array if array.flags.aligned else array.copy(order="K")
+
+
+def _on_cpu(x: Any, name: str) -> np.ndarray:
+    if on_gpu(x):
+        raise TypeError(
+            f"{name} is on a GPU, got {type(x).__name__}; it must be on the CPU: this function takes no other arrays "
+            "so far, or the other arguments are there"
+        )
+    return np.asarray(x)
 
 
 def as_image(x: Any, name: str) -> tuple[np.ndarray, bool]:

@@ -33,7 +33,7 @@ class Choice:
     source : {"wisdom", "cost model", "measured", "requested"}
         Who chose it; "requested" is an algorithm that the caller named.
     predicted_ns : float
-        The cost model's time on one thread, in nanoseconds.
+        The cost model's time on one thread or a GPU, in nanoseconds.
     threads : int
         Threads that the kernel may use.
     entry : wisdom.Entry, optional
@@ -141,8 +141,8 @@ def choose(
 
 
 def _threads(problem: Problem, threads: int | None) -> int:
-    """Threads of the CPU that may be used: one starts kernels on a GPU."""
-    return 1 if problem.device != "cpu" else threads or numba.config.NUMBA_NUM_THREADS
+    """Threads of the CPU that may be used."""
+    return wisdom.usable_threads(problem, threads or numba.config.NUMBA_NUM_THREADS)
 
 
 def _fastest_first(problem: Problem, entry: Any, algorithm: str | None) -> Iterator[tuple[Candidate, int]]:
@@ -172,7 +172,7 @@ def _by_model(problem: Problem, algorithm: str | None, threads: int, max_workspa
 
 
 def _worth_measuring(problem: Problem) -> bool:
-    return problem.device == "cpu" and problem.batch > 0 and len(algorithms.candidates(problem)) > 1
+    return problem.batch > 0 and len(algorithms.candidates(problem)) > 1
 
 
 def _known(problem: Problem, threads: int) -> Any:
@@ -186,8 +186,9 @@ def _known(problem: Problem, threads: int) -> Any:
 
 def _possible(problem: Problem, candidate: Candidate) -> bool:
     """Whether a candidate from the store is one that the algorithm offers: kernels trust their parameters."""
-    code = algorithms.module_of(problem, candidate.algorithm)
-    return code.unsupported(problem) is None and dict(candidate.params) in code.space(problem)
+    if algorithms.unsupported(problem, candidate.algorithm) is not None:
+        return False
+    return dict(candidate.params) in algorithms.module_of(problem, candidate.algorithm).space(problem)
 
 
 def _without_wisdom(problem: Problem, threads: int) -> Any:

@@ -12,12 +12,13 @@ from functools import cache
 from typing import NamedTuple
 
 from fastconv.algorithms import Params
+from fastconv.cuda import reference
 from fastconv.cuda.arrays import DeviceArray
 from fastconv.cuda.conv_kernel import DeviceKernel, Strides
 from fastconv.cuda.elements import first_tap, last_tap
 from fastconv.cuda.geometry import ConvGeometry
 from fastconv.cuda.kernel import Kernel, Launch
-from fastconv.cuda.reference import THREADS, blocks_for, cost, space
+from fastconv.cuda.reference import THREADS, blocks_for, space
 from fastconv.cuda.toolkit import cuda, int64, numbers, pointer, types
 from fastconv.local_problem import LocalProblem
 
@@ -37,6 +38,11 @@ class PixelStrides(NamedTuple):
 def unsupported(problem: LocalProblem) -> str | None:
     """Why this algorithm cannot compute `problem`, or None: it takes every one."""
     return None
+
+
+def cost(problem: LocalProblem, params: Params) -> float:
+    """Predicted time in nanoseconds on a large GPU."""
+    return reference.cost(problem.conv, params)
 
 
 def make(problem: LocalProblem, params: Params, threads: int) -> Local:

@@ -14,8 +14,8 @@ from fastconv.cuda.conv_kernel import DeviceKernel, Strides
 from fastconv.cuda.elements import output_at
 from fastconv.cuda.geometry import ConvGeometry
 from fastconv.cuda.kernel import Kernel, Launch
-from fastconv.cuda.local import PixelStrides, unsupported
-from fastconv.cuda.reference import THREADS, blocks_for, cost, space
+from fastconv.cuda.local import PixelStrides, cost, unsupported
+from fastconv.cuda.reference import THREADS, blocks_for, space
 from fastconv.cuda.toolkit import cuda, int64, numbers, pointer, types
 from fastconv.local_problem import LocalProblem
 

@@ -83,7 +83,7 @@ def conv2d(
     if not known:
         options = (stride, padding, dilation, groups, activation, pool)
         if on_gpu(x):
-            from fastconv.functional import gpu
+            from fastconv.functional.gpu import conv as gpu
 
             return gpu.conv2d(x, weight, bias, options, algorithm, out)
         call, x, weight, bias = _first_call(x, weight, bias, options, algorithm)
@@ -120,12 +120,17 @@ def conv1d(
     TypeError, ValueError
         As `conv2d`.
     """
-    signal = as_floats(x, "x", (2, 3))
-    weight = as_floats(weight, "weight", (3,))
     stride, dilation = _one(stride), _one(dilation)
     if not isinstance(padding, str):
         padding = _one(padding)
         padding = ((0, 0), tuple(padding) if isinstance(padding, (tuple, list)) else (padding, padding))
+    if on_gpu(x):
+        from fastconv.functional.gpu import conv as gpu
+
+        options = ((1, stride), padding, (1, dilation), groups, activation, None)
+        return gpu.conv1d(x, weight, bias, options, algorithm, out)
+    signal = as_floats(x, "x", (2, 3))
+    weight = as_floats(weight, "weight", (3,))
     if out is not None:
         check_rank(out, signal.ndim)
     result = conv2d(

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.arrays import as_floats, as_image, memory_format, target
+from fastconv.arrays import as_floats, as_image, memory_format, on_gpu, target
 from fastconv.dispatch import kernel_for
 from fastconv.functional.calls import CallCache
 from fastconv.local_problem import LocalProblem
@@ -59,6 +59,10 @@ def locally_connected2d(
     >>> fastconv.locally_connected2d(x, weight, padding=2).shape
     (1, 4, 8, 8)
     """
+    if on_gpu(x):
+        from fastconv.functional.gpu import local as gpu
+
+        return gpu.locally_connected2d(x, weight, bias, (stride, padding, dilation), algorithm, out)
     image, batched = as_image(x, "x")
     weight = as_floats(weight, "weight", (6,))
     arrays = [image, weight]

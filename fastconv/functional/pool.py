@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastconv.arrays import allocator, as_image, empty, memory_format, target
+from fastconv.arrays import allocator, as_image, empty, memory_format, on_gpu, target
 from fastconv.dispatch import kernel_for
 from fastconv.functional.calls import CallCache
 from fastconv.pooling import Pool
@@ -138,7 +138,7 @@ def global_max_pool2d(x: np.ndarray, *, algorithm: str | None = None, out: np.nd
 
 def _pool(x: Any, window: tuple, return_indices: bool, algorithm: str | None, out: np.ndarray | None) -> Any:
     try:
-        call = _calls[x.shape, x.strides, x.dtype, window, return_indices, algorithm]
+        call = _calls[type(x), x.shape, x.strides, x.dtype, window, return_indices, algorithm]
         known = x.flags.aligned and x.ndim == 4
     except (KeyError, TypeError, AttributeError):  # a first call, a list among the arguments, not an array
         known = False
@@ -146,6 +146,10 @@ def _pool(x: Any, window: tuple, return_indices: bool, algorithm: str | None, ou
         result = call.new()
         call.run(x, result)
         return result
+    if not known and on_gpu(x):
+        from fastconv.functional.gpu.pool import pool
+
+        return pool(x, window, return_indices, algorithm, out)
     image, batched = as_image(x, "x")
     if not known:
         call = _known_or_prepared(image, window, return_indices, algorithm)
@@ -159,7 +163,7 @@ def _pool(x: Any, window: tuple, return_indices: bool, algorithm: str | None, ou
 
 def _known_or_prepared(image: np.ndarray, window: tuple, return_indices: bool, algorithm: str | None) -> _Call:
     """What was prepared for such an image, which may come with its axis N or without."""
-    key = (image.shape, image.strides, image.dtype, window, return_indices, algorithm)
+    key = (type(image), image.shape, image.strides, image.dtype, window, return_indices, algorithm)
     try:
         return _calls[key]
     except (KeyError, TypeError):  # TypeError: a list among the arguments

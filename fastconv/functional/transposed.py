@@ -9,6 +9,7 @@ import numpy as np
 from fastconv.arrays import as_floats, as_image, empty, memory_format, on_gpu, target
 from fastconv.dispatch import kernel_for
 from fastconv.functional.calls import CallCache
+from fastconv.precision import precision_of
 from fastconv.problem import ConvProblem
 from fastconv.sizes import Pair, padding_pairs, pair
 
@@ -55,7 +56,7 @@ def conv_transpose2d(
         Names the argument that does not fit, its value and what would do.
     """
     if on_gpu(x):
-        from fastconv.functional import gpu
+        from fastconv.functional.gpu import conv as gpu
 
         return gpu.conv_transpose2d(
             x, weight, bias, (stride, padding, dilation, groups), output_padding, algorithm, out
@@ -122,7 +123,7 @@ def input_gradient(
     error messages call `grad_output` and `in_shape`.
     """
     if on_gpu(grad_output):
-        from fastconv.functional import gpu
+        from fastconv.functional.gpu import conv as gpu
 
         return gpu.conv2d_input(in_shape, weight, grad_output, options, bias, algorithm, out, named)
     image, batched = as_image(grad_output, named[0])
@@ -162,7 +163,7 @@ def gradient_problem(
     problem = ConvProblem.create(
         in_shape, weight_shape, stride=stride, padding=padding, dilation=dilation, groups=groups, bias=bias,
         dtype=str(grad_output.dtype), memory_format=format or memory_format(grad_output), direction=direction,
-        device=device,
+        device=device, precision=precision_of(str(grad_output.dtype)) if device == "cuda" else "ieee",
     )  # fmt: skip
     if problem.out_shape != grad_output.shape:
         raise ValueError(

@@ -54,7 +54,7 @@ def conv2d_input(
     are NaN or left out.
     """
     size = as_size(input_size, "input_size", (3, 4))
-    if len(size) != np.ndim(grad_output):
+    if not on_gpu(grad_output) and len(size) != np.ndim(grad_output):
         raise ValueError(f"input_size must have as many axes as grad_output, got {size}")
     return input_gradient(size, weight, grad_output, (stride, padding, dilation, groups), None, algorithm, out)
 
@@ -94,7 +94,7 @@ def conv2d_weight(
     """
     shape, options = as_size(weight_size, "weight_size", (4,)), (stride, padding, dilation, groups)
     if on_gpu(input):
-        from fastconv.functional import gpu
+        from fastconv.functional.gpu import conv as gpu
 
         return gpu.conv2d_weight(input, shape, grad_output, options, algorithm, out)
     image, _ = as_image(input, "input")
@@ -149,4 +149,8 @@ def conv2d_bias(grad_output: np.ndarray) -> np.ndarray:
     >>> conv2d_bias(np.ones((2, 3, 4, 5)))
     array([40., 40., 40.])
     """
+    if on_gpu(grad_output):
+        from fastconv.functional.gpu import conv as gpu
+
+        return gpu.conv2d_bias(grad_output)
     return channel_sums(as_image(grad_output, "grad_output")[0])

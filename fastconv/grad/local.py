@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.arrays import as_floats, as_image, check_out, memory_format, target
+from fastconv.arrays import as_floats, as_image, check_out, memory_format, on_gpu, target
 from fastconv.dispatch import kernel_for
 from fastconv.functional.calls import CallCache
 from fastconv.grad.sizes import as_size
@@ -48,6 +48,11 @@ def locally_connected2d_input(
     ValueError
         Names the argument that does not fit, its value and what would do.
     """
+    if on_gpu(grad_output):
+        from fastconv.functional.gpu import local as gpu
+
+        size, options = as_size(input_size, "input_size", (3, 4)), (stride, padding, dilation)
+        return gpu.locally_connected2d_input(size, weight, grad_output, options, algorithm, out)
     grad, batched = as_image(grad_output, "grad_output")
     weight = as_floats(weight, "weight", (6,))
     if weight.dtype != grad.dtype:
@@ -88,13 +93,17 @@ def locally_connected2d_weight(
     TypeError, ValueError
         As `locally_connected2d_input`.
     """
+    size, options = as_size(weight_size, "weight_size", (6,)), (stride, padding, dilation)
+    if on_gpu(input):
+        from fastconv.functional.gpu import local as gpu
+
+        return gpu.locally_connected2d_weight(input, size, grad_output, options, algorithm, out)
     image, batched = as_image(input, "input")
     grad, grad_batched = as_image(grad_output, "grad_output")
     if grad.dtype != image.dtype:
         raise TypeError(f"grad_output must have the dtype of input, {image.dtype}, got {grad.dtype}")
     if batched != grad_batched:
         raise ValueError(f"grad_output must have as many axes as input, got {grad.shape} for {image.shape}")
-    size, options = as_size(weight_size, "weight_size", (6,)), (stride, padding, dilation)
     kernel = _kernel("backward_weight", image.shape, size, grad, memory_format(image), options, algorithm)
     if out is None:
         out = np.empty(size, image.dtype)

@@ -12,7 +12,7 @@ from support import FORMATS, as_format
 
 import fastconv
 from fastconv.arrays import aligned
-from fastconv.functional import gpu
+from fastconv.functional.gpu import conv as gpu
 
 
 def arrays(format: str = "contiguous", batch: int = 2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -110,6 +110,50 @@ def test_arrays_of_other_gpus_and_streams_are_refused(monkeypatch: pytest.Monkey
             fastconv.conv2d(gx, gw)
 
 
+def test_conv1d() -> None:
+    random = np.random.default_rng(0)
+    x, weight, bias = (random.standard_normal(s).astype("float32") for s in ((2, 4, 14), (6, 2, 3), (6,)))
+    x = x[..., ::2]
+    options = {"stride": (2,), "padding": (1, 2), "groups": 2, "activation": "relu"}
+    for signal in (x, x[0]):
+        expected = fastconv.conv1d(signal, weight, bias, **options)
+        result = fastconv.conv1d(*sent(signal, weight, bias), **options)
+        np.testing.assert_allclose(result.copy_to_host(), expected, rtol=1e-5, atol=1e-5)
+        out = FakeCUDAArray(np.full((*expected.shape, 2), np.nan, "float32")[..., 0])
+        assert fastconv.conv1d(*sent(signal, weight, bias), out=out, **options) is out
+        np.testing.assert_array_equal(out.copy_to_host(), result.copy_to_host())
+    with pytest.raises(ValueError, match=r"x must have 2 or 3 axes, got shape \(4,\)"):
+        fastconv.conv1d(*sent(bias[:4], weight))
+    with pytest.raises(ValueError, match=r"weight must have 3 axes, got shape \(6,\)"):
+        fastconv.conv1d(*sent(x, bias))
+    with pytest.raises(ValueError, match="x must not have an empty axis other than N"):
+        fastconv.conv1d(*sent(x[:, :0], weight))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("format", FORMATS)
+def test_gradient_of_the_bias(format: str, dtype: str) -> None:
+    grad = as_format(np.random.default_rng(1).standard_normal((3, 5, 4, 3)).astype(dtype), format)
+    for image in (grad, grad[0]):
+        result = fastconv.grad.conv2d_bias(FakeCUDAArray(image))
+        assert isinstance(result, FakeCUDAArray) and result.dtype == dtype
+        np.testing.assert_allclose(result.copy_to_host(), fastconv.grad.conv2d_bias(image), rtol=1e-6, atol=1e-6)
+    with pytest.raises(TypeError, match="grad_output must be float32 or float64, got int64"):
+        fastconv.grad.conv2d_bias(FakeCUDAArray(np.ones((2, 3, 4), "int64")))
+
+
+def test_functions_of_the_cpu_say_so() -> None:
+    x, weight, _ = arrays()
+    for call in (
+        lambda: fastconv.im2col(*sent(x), 2),
+        lambda: fastconv.conv2d(x, *sent(weight)),
+    ):
+        with pytest.raises(TypeError, match="is on a GPU, got FakeCUDAArray; it must be on the CPU"):
+            call()
+    with pytest.raises(TypeError, match="columns is on a GPU, got FakeCUDAArray; it must be on the CPU"):
+        fastconv.col2im(FakeCUDAArray(x[0]), (4, 4), 1)
+
+
 def test_a_descriptor_names_the_device() -> None:
     problem = fastconv.parse("n1c3h5w6k4r3s3p1_f32_nhwc_relu_cuda")
     assert problem.device == "cuda" and problem.descriptor == "n1c3h5w6k4r3s3p1_f32_nhwc_relu_cuda"
@@ -122,7 +166,7 @@ def test_errors_name_the_argument() -> None:
         fastconv.conv2d(gx, weight)
     with pytest.raises(TypeError, match="weight must have the dtype of x, float32, got float64"):
         fastconv.conv2d(gx, FakeCUDAArray(weight.astype("float64")))
-    with pytest.raises(TypeError, match="x must be float32 or float64, got int64"):
+    with pytest.raises(TypeError, match="x must be float32, float64, float16 or bfloat16, got int64"):
         fastconv.conv2d(cuda.to_device(np.ones((1, 1, 2, 2), int)), gw)
     with pytest.raises(ValueError, match=r"bias must have shape \(4,\), got \(3,\)"):
         fastconv.conv2d(gx, gw, FakeCUDAArray(bias[:3]))
