@@ -90,7 +90,7 @@ def test_training_computes_the_activation_with_the_convolution(monkeypatch: pyte
     def refuse(*_: Any) -> None:
         raise AssertionError("this pass over memory is not needed")
 
-    monkeypatch.setattr("fastconv.cpu.elementwise.relu", refuse)
+    monkeypatch.setattr("fastconv.nn.host.relu", refuse)
     _, net = trained("conv relu avg")
     net(batch("contiguous"))
     net.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -217,8 +218,8 @@ def refuse(*_: Any, **__: Any) -> None:
 @each([c for c in CONVOLUTIONS if c[2].get("bias", True)] + [("Linear", (5, 3), {}, (4, 5))])
 def test_frozen_parameters_do_no_work(case: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = make(case, "float32"), batch(case[3], "float32", "contiguous")
-    for name in ("conv2d_weight", "conv2d_bias"):
-        monkeypatch.setattr(f"fastconv.nn.{'linear' if case[0] == 'Linear' else 'conv'}.{name}", refuse)
+    for place, name in product(("conv", "host"), ("conv2d_weight", "conv2d_bias")):
+        monkeypatch.setattr(f"fastconv.nn.{place}.{name}", refuse)
     grad = np.ones_like(layer.freeze()(x))
     assert layer.backward(grad) is not None
     assert layer.weight.grad is None and layer.bias.grad is None
@@ -255,7 +256,7 @@ def test_locally_connected_with_equal_weights_is_a_convolution() -> None:
 
 
 def test_input_gradient_does_no_work_if_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name in (("conv", "conv2d_input"), ("linear", "conv2d_input"), ("norm", "normalize_backward")):
+    for module, name in (("conv", "conv2d_input"), ("host", "conv2d_input"), ("host", "norm_input")):
         monkeypatch.setattr(f"fastconv.nn.{module}.{name}", refuse)
     for layer, shape in (
         (nn.Conv2d(2, 3, 3), (1, 2, 5, 5)),
@@ -274,7 +275,7 @@ def test_batch_norm_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(layer(x), reference(x))
     np.testing.assert_array_equal(layer.backward(grad), reference.backward(grad))
     assert layer.weight.grad is None and layer.bias.grad is None
-    monkeypatch.setattr("fastconv.nn.norm.channel_products", refuse)
+    monkeypatch.setattr("fastconv.nn.host.channel_products", refuse)
     layer(x)
     assert layer.backward(grad, input_grad=False) is None
 
@@ -288,9 +289,9 @@ def test_batch_norm_in_eval_mode_does_no_work_that_is_not_needed(
     for name in ("weight", "bias"):
         getattr(layer, name).requires_grad = name in trainable
     if "weight" not in trainable:
-        monkeypatch.setattr("fastconv.nn.norm.channel_products", refuse)
+        monkeypatch.setattr("fastconv.nn.host.channel_products", refuse)
     if not trainable:
-        monkeypatch.setattr("fastconv.nn.norm.channel_sums", refuse)
+        monkeypatch.setattr("fastconv.nn.host.channel_sums", refuse)
     nn.Sequential(layer)(x)
     assert any(value is x for value in layer._kept) == ("weight" in trainable)
     grad = batch(x.shape, "float32", format, 1)

@@ -16,12 +16,15 @@ from fastconv.cuda.geometry import Steps
 from fastconv.cuda.kernel import Kernel, Launch
 from fastconv.cuda.norm_kernels import (
     Given,
+    fold_kernel,
     input_gradient_kernel,
     merge_moments_kernel,
     merge_products_kernel,
+    merge_sums_kernel,
     normalize_kernel,
     piece_moments_kernel,
     piece_products_kernel,
+    piece_sums_kernel,
     update_running_kernel,
 )
 
@@ -49,6 +52,56 @@ def statistics(x: DeviceArray, mean: DeviceArray, var: DeviceArray) -> None:
     _start(piece_moments_kernel(x.dtype), pieces.blocks, (pieces, Steps(*x.strides)), (x, *partial), x.stream)
     merging = pieces.merging
     _start(merge_moments_kernel(mean.dtype), merging.tiles, (merging,), (*partial, mean, var), x.stream)
+
+
+def channel_sums(x: DeviceArray, sums: DeviceArray) -> None:
+    """The sum over the pixels of each channel.
+
+    Parameters
+    ----------
+    x : DeviceArray (N, C, H, W)
+    sums : DeviceArray (C,), float32 or float64
+        The result.
+
+    Raises
+    ------
+    ValueError
+        If the shape of `sums` does not fit.
+    """
+    _check_vectors(x.shape[1], sums=sums)
+    pieces = Pieces.of(x.shape, x.strides)
+    partial, _ = _partial(x, pieces)
+    _start(piece_sums_kernel(x.dtype), pieces.blocks, (pieces, Steps(*x.strides)), (x, partial), x.stream)
+    merging = pieces.merging
+    _start(merge_sums_kernel(sums.dtype), merging.tiles, (merging,), (partial, sums), x.stream)
+
+
+def fold(
+    weight: DeviceArray, bias: DeviceArray | None, mean: DeviceArray, var: DeviceArray, scale: DeviceArray | None,
+    shift: DeviceArray | None, out_weight: DeviceArray, out_bias: DeviceArray, eps: float = 1e-5,
+) -> None:  # fmt: skip
+    """Weights and bias of a convolution that does a normalisation with constant statistics too.
+
+    Parameters
+    ----------
+    weight, out_weight : DeviceArray (K, C/groups, R, S), contiguous
+        `out_weight` is written, and so is `out_bias`.
+    bias, mean, var, scale, shift, out_bias : DeviceArray (K,) of the dtype of `weight`
+        Bias of the convolution; statistics, weight and bias of the normalisation. All but the statistics may be None.
+    eps : float, default 1e-5
+
+    Raises
+    ------
+    TypeError, ValueError
+        Names the argument whose dtype, or whose shape, does not fit.
+    """
+    filters = weight.shape[0]
+    vectors = {"mean": mean, "var": var, "out_bias": out_bias, **_given(bias=bias, scale=scale, shift=shift)}
+    _check_vectors(filters, weight.dtype, **vectors)
+    given = Given(1, int(scale is not None), int(shift is not None))
+    values = (weight.size // filters, filters, int(bias is not None), given, float(eps))
+    arrays = (weight, bias, mean, var, scale, shift, out_weight, out_bias)
+    _start(fold_kernel(weight.dtype), -(-weight.size // THREADS), values, arrays, weight.stream)
 
 
 def update_running(

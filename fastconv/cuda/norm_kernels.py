@@ -133,6 +133,34 @@ def update_running_kernel(dtype: str, statistics: str) -> Kernel:
 
 
 @cache
+def fold_kernel(dtype: str) -> Kernel:
+    """Weights and biases that do a normalisation too; a thread for each weight."""
+    real = getattr(types, dtype)
+
+    def fold_weights(weight, bias, mean, var, scale, shift, out_weight, out_bias, size, filters, biased, given, eps):
+        i, step = cuda.grid(1), cuda.gridsize(1)
+        while i < filters * size:
+            k = i // size
+            factor = _per_deviation(var[k], eps)
+            if given.weight:
+                factor *= scale[k]
+            out_weight[i] = real(weight[i] * factor)
+            if i % size == 0:
+                offset = -float64(mean[k])
+                if biased:
+                    offset += bias[k]
+                offset *= factor
+                if given.bias:
+                    offset += shift[k]
+                out_bias[k] = real(offset)
+            i += step
+
+    array = pointer(real)
+    kinds = (*[array] * 8, int64, int64, int64, numbers(int64, Given), float64)
+    return Kernel(fold_weights, kinds, (dtype,), threads=THREADS)
+
+
+@cache
 def normalize_kernel(dtype: str, statistics: str) -> Kernel:
     """``(x - mean) / sqrt(var + eps) * weight + bias``, as far as they are `Given`; `statistics` is mean's dtype."""
     real = getattr(types, dtype)
@@ -211,6 +239,47 @@ def merge_products_kernel(statistics: str, dtype: str) -> Kernel:
     partial, result = pointer(float64), pointer(real)
     kinds = (partial, partial, pointer(getattr(types, statistics)), result, result, numbers(int64, Pieces), float64)
     return Kernel(merge_products, kinds, (statistics, dtype), threads=THREADS)
+
+
+@cache
+def piece_sums_kernel(dtype: str) -> Kernel:
+    """The sum of each piece of a channel, float64 (piece, channel)."""
+
+    def piece_sums(x, totals, g, s):
+        shared = cuda.shared.array(THREADS, float64)
+        c, piece, pixel, last = piece_of_thread(cuda.threadIdx.x, cuda.blockIdx.x, g)
+        total = float64(0)
+        n, i, j = place(pixel, g)
+        while pixel < last:
+            total += x[at(s, n, c, i, j)]
+            pixel += g.rows
+            n, i, j = next_place(n, i, j, g)
+        total = _sum_of_threads(total, shared, g.lanes)
+        if cuda.threadIdx.x < g.lanes and c < g.channels:
+            totals[piece * g.channels + c] = total
+
+    kinds = (pointer(getattr(types, dtype)), pointer(float64), numbers(int64, Pieces), numbers(int64, Steps))
+    return Kernel(piece_sums, kinds, (dtype,), threads=THREADS)
+
+
+@cache
+def merge_sums_kernel(dtype: str) -> Kernel:
+    """The sum of each channel, of a dtype, from those of its pieces."""
+    real = getattr(types, dtype)
+
+    def merge_sums(totals, sums, g):
+        shared = cuda.shared.array(THREADS, float64)
+        c, piece = cuda.blockIdx.x * g.lanes + cuda.threadIdx.x % g.lanes, cuda.threadIdx.x // g.lanes
+        total = float64(0)
+        while piece < g.per_tile and c < g.channels:
+            total += totals[piece * g.channels + c]
+            piece += g.rows
+        total = _sum_of_threads(total, shared, g.lanes)
+        if cuda.threadIdx.x < g.lanes and c < g.channels:
+            sums[c] = real(total)
+
+    kinds = (pointer(float64), pointer(real), numbers(int64, Pieces))
+    return Kernel(merge_sums, kinds, (dtype,), threads=THREADS)
 
 
 @cache

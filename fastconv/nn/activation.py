@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastconv.arrays import as_floats
-from fastconv.cpu import elementwise
+from fastconv.nn.backend import as_floats, backend
 from fastconv.nn.init import generator
 from fastconv.nn.module import Module
 from fastconv.problem import LEAKY_SLOPE
@@ -22,13 +21,13 @@ class ReLU(Module):
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """Any shape, float32 or float64."""
-        output = elementwise.relu(x)
+        output = backend(x).relu(x)
         self.keep(output, output=output)
         return output
 
     def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
         (output,) = self.take(grad_output)
-        return elementwise.relu_backward(output, grad_output) if input_grad else None
+        return backend(output).relu_backward(output, grad_output) if input_grad else None
 
 
 class LeakyReLU(Module):
@@ -50,14 +49,14 @@ class LeakyReLU(Module):
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """Any shape, float32 or float64."""
-        output = elementwise.leaky_relu(x, self.negative_slope)
+        output = backend(x).leaky_relu(x, self.negative_slope)
         # The gradient needs the sign of x, which the output has too, unless the slope turned it.
         self.keep(output if self.negative_slope >= 0 else x, output=output)
         return output
 
     def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
         (signs,) = self.take(grad_output)
-        return elementwise.leaky_relu_backward(signs, grad_output, self.negative_slope) if input_grad else None
+        return backend(signs).leaky_relu_backward(signs, grad_output, self.negative_slope) if input_grad else None
 
 
 class Dropout(Module):
@@ -87,15 +86,15 @@ class Dropout(Module):
         if not self.training:
             self.keep(None, output=x)
             return x
-        pattern = (int(generator(self.rng).integers(2**63)), elementwise.channels_last(x))
+        pattern = (int(generator(self.rng).integers(2**63)), backend(x).channels_last(x))
         self.keep(pattern, output=x)
-        return elementwise.dropout(x, self.p, *pattern)
+        return backend(x).dropout(x, self.p, *pattern)
 
     def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
         (pattern,) = self.take(grad_output)
         if not input_grad:
             return None
-        return grad_output if pattern is None else elementwise.dropout(grad_output, self.p, *pattern)
+        return grad_output if pattern is None else backend(grad_output).dropout(grad_output, self.p, *pattern)
 
 
 class Softmax(Module):
@@ -113,13 +112,10 @@ class Softmax(Module):
     def forward(self, x: np.ndarray) -> np.ndarray:
         """Any shape, float32 or float64."""
         x = as_floats(x, "x")
-        powers = np.exp(x - x.max(axis=self.dim, keepdims=True))
-        output = powers / powers.sum(axis=self.dim, keepdims=True)
+        output = backend(x).softmax(x, self.dim)
         self.keep(output, output=output)
         return output
 
     def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
         (output,) = self.take(grad_output)
-        if not input_grad:
-            return None
-        return output * (grad_output - (grad_output * output).sum(axis=self.dim, keepdims=True))
+        return backend(output).softmax_backward(output, grad_output, self.dim) if input_grad else None

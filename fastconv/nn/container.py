@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.cpu.elementwise import add
+from fastconv.nn.backend import backend
 from fastconv.nn.fusion import stages
 from fastconv.nn.module import Module
 
@@ -78,11 +78,15 @@ class Residual(_Container):
     def forward(self, x: np.ndarray) -> np.ndarray:
         """The sum of the branches' outputs, which have the same shape."""
         with self.recorded():
-            return reduce(add, [branch.forward(x) for branch in self._members])
+            return reduce(_add, [branch.forward(x) for branch in self._members])
 
     def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
         """`Module.backward`: the sum of the branches' input gradients."""
         needed = [branch for branch in self._members if input_grad or branch.trainable]
         grads: list[Any] = [branch.backward(grad_output, input_grad=input_grad) for branch in needed]
         self.release()
-        return reduce(add, grads) if input_grad else None
+        return reduce(_add, grads) if input_grad else None
+
+
+def _add(a: Any, b: Any) -> Any:
+    return backend(a).add(a, b)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastconv.arrays import as_floats, memory_format
 from fastconv.functional.conv import conv2d
 from fastconv.functional.transposed import conv_transpose2d, extended
 from fastconv.grad import conv2d_bias, conv2d_input, conv2d_weight
+from fastconv.nn.backend import as_floats, backend, device_of
 from fastconv.nn.init import kaiming_parameters
 from fastconv.nn.module import Module, Parameter
-from fastconv.plan import Plan, plan
+from fastconv.nn.pool import pooled
+from fastconv.plan import plan
 from fastconv.pooling import Pool
 from fastconv.sizes import padding_pairs, pair
 
@@ -39,7 +42,7 @@ class Convolution(Module):
 
     def keep_input(self, x: np.ndarray, output: np.ndarray) -> np.ndarray:
         """Keep the input for the weights' gradient, or only its shape if they are frozen; returns `output`."""
-        self.keep(x if self.weight.requires_grad else None, x.shape, output=output)
+        self.keep(x if self.weight.requires_grad else None, tuple(x.shape), output=output)
         return output
 
     @property
@@ -114,7 +117,7 @@ class Conv2d(Convolution):
 
         `backward` still starts from the gradient of the convolution's own output, before the activation.
         """
-        x = as_floats(x, "x", (4,))
+        x = as_floats(x, "x", (4,), beside=self.weight.value, what="weight")
         return self.keep_input(x, conv2d(x, self.weight.value, self.bias_value, *self.options, activation=activation))
 
     def weight_gradient(self, x: np.ndarray, grad_output: np.ndarray) -> np.ndarray:
@@ -140,17 +143,17 @@ class ConvPlans:
         self, conv: Conv2d, norm: BatchNorm2d | None = None, activation: str | None = None, pool: Pool | None = None
     ) -> None:
         self.conv, self.norm, self.activation, self.pool = conv, norm, activation, pool
-        self._plans: dict[tuple, Plan] = {}
+        self._plans: dict[tuple, Callable[[Any], Any]] = {}
         self._made_from: list[tuple[Any, int]] = []  # the buffers and their versions
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Run the plan for arrays like `x`."""
-        x = as_floats(x, "x", (4,))
+        x = as_floats(x, "x", (4,), beside=self.conv.weight.value, what="weight")
         state = [*self.conv.named_state(), *(self.norm.named_state() if self.norm else ())]
         now = [(buffer, buffer.version) for _, buffer in state]  # a buffer equals itself alone
         if now != self._made_from:
             self._plans, self._made_from = {}, now
-        plans, key = self._plans, (x.shape, memory_format(x))
+        plans, key = self._plans, (x.shape, backend(x).memory_format(x))
         found = plans.get(key)
         if found is None:
             if len(plans) >= _MOST_PLANS:
@@ -158,13 +161,20 @@ class ConvPlans:
             found = plans[key] = self._plan(*key)
         return found(x)
 
-    def _plan(self, shape: tuple[int, ...], format: Any) -> Plan:
+    def _plan(self, shape: tuple[int, ...], format: Any) -> Callable[[Any], Any]:
         weight, bias = self.conv.weight.value, self.conv.bias_value
         if self.norm is not None:
             weight, bias = self.norm.folded(weight, bias)
+        if device_of(weight) == "cuda":
+            return partial(self._on_gpu, weight=weight, bias=bias)
         return plan(
             shape, weight, bias, *self.conv.options, memory_format=format, activation=self.activation, pool=self.pool
         )
+
+    def _on_gpu(self, x: Any, *, weight: Any, bias: Any) -> Any:
+        """The calls that a plan stands for: the kernels of a GPU are chosen and kept by the functions themselves."""
+        output = conv2d(x, weight, bias, *self.conv.options, activation=self.activation)
+        return output if self.pool is None else pooled(output, self.pool)
 
     def __getstate__(self) -> dict[str, Any]:
         # Plans hold compiled code, which cannot be copied or pickled; they are made again.
@@ -216,7 +226,7 @@ class ConvTranspose2d(Convolution):
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """(N, in_channels, H, W) to (N, out_channels, Ho, Wo)."""
-        x = as_floats(x, "x", (4,))
+        x = as_floats(x, "x", (4,), beside=self.weight.value, what="weight")
         stride, padding, dilation, groups = self.options
         options = (stride, padding, self.output_padding, groups, dilation)
         return self.keep_input(x, conv_transpose2d(x, self.weight.value, self.bias_value, *options))
@@ -225,7 +235,8 @@ class ConvTranspose2d(Convolution):
         return conv2d_weight(grad_output, self.weight.value.shape, extended(x, *self._beyond), *self.options)
 
     def input_gradient(self, shape: tuple[int, ...], grad_output: np.ndarray) -> np.ndarray:
-        return conv2d(grad_output, self.weight.value, None, *self.options)[:, :, : shape[2], : shape[3]]
+        grad = conv2d(grad_output, self.weight.value, None, *self.options)
+        return grad if self._beyond == (0, 0) else grad[:, :, : shape[2], : shape[3]]
 
 
 def check_sizes(

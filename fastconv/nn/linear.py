@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastconv.arrays import as_floats
-from fastconv.functional.conv import conv2d
-from fastconv.grad import conv2d_bias, conv2d_input, conv2d_weight
+from fastconv.nn.backend import as_floats, backend
 from fastconv.nn.conv import Convolution
 from fastconv.nn.init import kaiming_parameters
 
@@ -43,40 +41,24 @@ class Linear(Convolution):
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """(N, in_features) to (N, out_features)."""
-        x = as_floats(x, "x", (2,))
+        x = as_floats(x, "x", (2,), beside=self.weight.value, what="weight")
         if x.shape[1] != self.in_features:
             raise ValueError(f"x must have {self.in_features} features, got shape {x.shape}")
         if not len(x):  # an image must have pixels
-            return self.keep_input(x, np.empty((0, self.out_features), x.dtype))
-        return self.keep_input(x, _as_rows(conv2d(_as_image(x), self._filters, self.bias_value)))
+            return self.keep_input(x, backend(x).new((0, self.out_features), x))
+        return self.keep_input(x, backend(x).linear(x, self.weight.value, self.bias_value))
 
     def weight_gradient(self, x: np.ndarray, grad_output: np.ndarray) -> np.ndarray:
         if not len(x):
-            return np.zeros_like(self.weight.value)
-        grad = conv2d_weight(_as_image(x), self._filters.shape, _as_image(grad_output))
-        return grad.reshape(self.weight.value.shape)
+            return backend(x).full_like(self.weight.value, 0)
+        return backend(x).linear_weight(x, grad_output)
 
     def bias_gradient(self, grad_output: np.ndarray) -> np.ndarray:
         if not len(grad_output):
-            return np.zeros(self.out_features, grad_output.dtype)
-        return conv2d_bias(_as_image(grad_output))
+            return backend(grad_output).batch_sum(grad_output)
+        return backend(grad_output).linear_bias(grad_output)
 
     def input_gradient(self, shape: tuple[int, ...], grad_output: np.ndarray) -> np.ndarray:
-        rows, features = shape
-        if not rows:
-            return np.empty(shape, grad_output.dtype)
-        return _as_rows(conv2d_input((1, features, 1, rows), self._filters, _as_image(grad_output)))
-
-    @property
-    def _filters(self) -> np.ndarray:
-        return self.weight.value[:, :, None, None]
-
-
-def _as_image(rows: np.ndarray) -> np.ndarray:
-    """(N, C) as (1, C, 1, N)."""
-    return rows.T[None, :, None, :]
-
-
-def _as_rows(image: np.ndarray) -> np.ndarray:
-    """(1, C, 1, N) as (N, C)."""
-    return image[0, :, 0, :].T
+        if not shape[0]:
+            return backend(grad_output).new(shape, grad_output)
+        return backend(grad_output).linear_input(self.weight.value, grad_output)

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.arrays import as_floats
 from fastconv.functional.local import locally_connected2d
 from fastconv.grad import locally_connected2d_input, locally_connected2d_weight
+from fastconv.nn.backend import as_floats, backend
 from fastconv.nn.conv import Convolution, check_sizes
 from fastconv.nn.init import kaiming_parameters
 from fastconv.sizes import conv_output_size, padding_pairs, pair
@@ -59,14 +59,14 @@ class LocallyConnected2d(Convolution):
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """(N, in_channels, H, W) to (N, out_channels, Ho, Wo)."""
-        x = as_floats(x, "x", (4,))
+        x = as_floats(x, "x", (4,), beside=self.weight.value, what="weight")
         return self.keep_input(x, locally_connected2d(x, self.weight.value, self.bias_value, *self.options))
 
     def weight_gradient(self, x: np.ndarray, grad_output: np.ndarray) -> np.ndarray:
         return locally_connected2d_weight(x, self.weight.value.shape, grad_output, *self.options)
 
     def bias_gradient(self, grad_output: np.ndarray) -> np.ndarray:
-        return grad_output.sum(axis=0, dtype=np.float64).astype(grad_output.dtype)
+        return backend(grad_output).batch_sum(grad_output)
 
     def input_gradient(self, shape: tuple[int, ...], grad_output: np.ndarray) -> np.ndarray:
         return locally_connected2d_input(shape, self.weight.value, grad_output, *self.options)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
 
-from fastconv.arrays import as_floats
-from fastconv.cpu.elementwise import check_alike
+from fastconv.nn.backend import as_floats, backend, check_alike, check_place, device_of
 
 _REDUCTIONS = ("mean", "sum", "none")
 
@@ -31,14 +31,14 @@ class Loss(ABC):
         if reduction not in _REDUCTIONS:
             raise ValueError(f"reduction must be one of {_REDUCTIONS}, got {reduction!r}")
         self.reduction = reduction
-        self._gradient: np.ndarray | None = None
+        self._gradient: Any = None
 
     @abstractmethod
     def items(self, output: np.ndarray, target: Any) -> tuple[np.ndarray, np.ndarray]:
         """The loss of each item, and its gradient with respect to `output`."""
 
     def forward(self, output: np.ndarray, target: Any) -> Any:
-        """The loss: a float, or an array if nothing is reduced.
+        """The loss: a float, which on a GPU waits for it, or an array, without waiting, if nothing is reduced.
 
         Raises
         ------
@@ -49,10 +49,10 @@ class Loss(ABC):
         if self.reduction == "none":
             self._gradient = gradient
             return losses
-        total, share = losses.sum(dtype=np.float64), losses.size if self.reduction == "mean" else 1
+        ops, share = backend(output), math.prod(losses.shape) if self.reduction == "mean" else 1
         with np.errstate(invalid="ignore", divide="ignore"):  # the mean of nothing is NaN, as in torch
-            self._gradient = gradient if share == 1 else gradient / share
-            return float(total / share)
+            self._gradient = gradient if share == 1 else ops.divided(gradient, share)
+            return float(np.float64(ops.total(losses)) / share)
 
     def __call__(self, output: np.ndarray, target: Any) -> Any:
         """`forward`."""
@@ -76,10 +76,9 @@ class MSELoss(Loss):
     """(output - target)**2, of arrays of the same shape and dtype; parameters as `Loss`."""
 
     def items(self, output: np.ndarray, target: Any) -> tuple[np.ndarray, np.ndarray]:
-        target = as_floats(target, "target")
+        target = as_floats(target, "target", beside=output, what="output")
         check_alike(output, target, "target")
-        difference = output - target
-        return difference**2, 2 * difference
+        return backend(output).squared_error(output, target)
 
 
 class CrossEntropyLoss(Loss):
@@ -93,7 +92,8 @@ class CrossEntropyLoss(Loss):
 
     Notes
     -----
-    `forward` takes `output` (N, K), before any softmax, and `target`, N integers in [0, K).
+    `forward` takes `output` (N, K), before any softmax, and `target`, N integers in [0, K). On a GPU, where to look at
+    them would be to wait, the loss and the gradient of a row whose class is out of range are NaN.
 
     Raises
     ------
@@ -108,29 +108,14 @@ class CrossEntropyLoss(Loss):
         self.label_smoothing = float(label_smoothing)
 
     def items(self, output: np.ndarray, target: Any) -> tuple[np.ndarray, np.ndarray]:
-        classes = _classes(output, target)
-        rows, smoothing = np.arange(len(classes)), self.label_smoothing
-        with np.errstate(over="ignore", invalid="ignore"):  # -inf, whose exp is 0, and NaN, as in torch
-            shifted = output - output.max(axis=1, keepdims=True)
-        powers = np.exp(shifted)
-        sums = powers.sum(axis=1, keepdims=True)
-        logs = shifted - np.log(sums)
-        losses = (smoothing - 1) * logs[rows, classes]
-        if smoothing:  # 0 * inf would be NaN
-            losses -= smoothing * logs.mean(axis=1)
-        gradient = powers / sums - output.dtype.type(smoothing / output.shape[1])
-        gradient[rows, classes] -= 1 - smoothing
-        return losses, gradient
+        return backend(output).cross_entropy(output, _classes(output, target), self.label_smoothing)
 
 
-def _classes(output: np.ndarray, target: Any) -> np.ndarray:
-    classes = np.asarray(target)
-    if output.ndim != 2:
-        raise ValueError(f"output must have shape (N, K), got {output.shape}")
-    if classes.dtype.kind not in "iu":
-        raise TypeError(f"target must hold integers, the classes, got {classes.dtype}")
-    if classes.shape != output.shape[:1]:
-        raise ValueError(f"target must have shape {output.shape[:1]}, one class for each row, got {classes.shape}")
-    if classes.size and not 0 <= classes.min() <= classes.max() < output.shape[1]:
-        raise ValueError(f"target must be in [0, {output.shape[1]}), got {classes.min()} to {classes.max()}")
+def _classes(output: Any, target: Any) -> Any:
+    if len(output.shape) != 2:
+        raise ValueError(f"output must have shape (N, K), got {tuple(output.shape)}")
+    check_place(target, "target", device_of(output), "output")
+    classes = backend(output).as_classes(target)
+    if tuple(classes.shape) != (len(output),):
+        raise ValueError(f"target must have shape {(len(output),)}, one class for each row, got {tuple(classes.shape)}")
     return classes

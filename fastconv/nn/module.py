@@ -14,15 +14,16 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from fastconv.arrays import aligned, as_floats
-from fastconv.cpu.elementwise import add, check_alike
+from fastconv.arrays import aligned, on_gpu
+from fastconv.nn.backend import DEVICES, as_floats, backend, check_alike, check_place, device_of, dtype_of, moved
 
 
 class Buffer:
     """An array that belongs to a layer, with a count of its changes.
 
     What is derived from it (packed weights, folded batch normalisation) is kept until the count moves. So
-    that no change goes unnoticed, `value` is read-only; assign to it, or write within `edit`.
+    that no change goes unnoticed, `value` is read-only; assign to it, or write within `edit`. On a GPU the array is
+    one of Numba's, which cannot be made read-only: the rule is the same.
 
     Parameters
     ----------
@@ -36,26 +37,38 @@ class Buffer:
     """
 
     def __init__(self, value: Any) -> None:
-        value = np.asarray(value)
-        self._value = aligned(value.shape, value.dtype)
-        self._value[...] = value
-        self._value.flags.writeable = False
+        self._value: Any = _own(np.asarray(value))
         self.version = 0
 
     @property
-    def value(self) -> np.ndarray:
-        """The array, read-only. Assigning copies an array of the same shape and dtype into it."""
+    def value(self) -> Any:
+        """The array, read-only. Assigning copies an array of the same shape and dtype into it, from any device."""
         return self._value
 
     @value.setter
     def value(self, new: Any) -> None:
-        new = np.asarray(new)
+        new = moved(new if on_gpu(new) else np.asarray(new), self.device)
         check_alike(self._value, new, "value")
         with self.edit() as value:
-            value[...] = new
+            backend(value).assign(value, new)
+
+    @property
+    def device(self) -> str:
+        """ "cpu" or "cuda", wherever the value lies."""
+        return device_of(self._value)
+
+    def to(self, device: str) -> Self:
+        """Move the value to "cpu" or "cuda"; counts, which are not float, stay on the CPU. Returns the buffer."""
+        if device not in DEVICES:
+            raise ValueError(f"device must be one of {DEVICES}, got {device!r}")
+        if device != self.device and self._value.dtype.kind == "f":
+            value = moved(self._value, device)
+            self._value = value if device == "cuda" else _own(value)
+            self.version += 1
+        return self
 
     @contextmanager
-    def edit(self) -> Iterator[np.ndarray]:
+    def edit(self) -> Iterator[Any]:
         """The array, writeable within a ``with`` block.
 
         Examples
@@ -65,20 +78,42 @@ class Buffer:
         >>> with weight.edit() as value:
         ...     value *= 2
         """
-        self._value.flags.writeable = True
+        _set_writeable(self._value, True)
         try:
             yield self._value
         finally:
-            self._value.flags.writeable = False
+            _set_writeable(self._value, False)
             self.version += 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Arrays on a GPU cannot be pickled; a copy is moved back there.
+        if self.device == "cpu":
+            return self.__dict__
+        on_host = {name: moved(x, "cpu") for name, x in self.__dict__.items() if on_gpu(x)}
+        return self.__dict__ | on_host | {"_device": self.device}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Copying and pickling forget that an array is read-only.
-        self.__dict__.update(state)
-        self._value.flags.writeable = False
+        device = state.get("_device", "cpu")
+        self.__dict__.update({name: value for name, value in state.items() if name != "_device"})
+        _set_writeable(self._value, False)
+        self.to(device)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._value.shape}, {self._value.dtype})"
+
+
+def _own(value: np.ndarray) -> np.ndarray:
+    """A read-only copy."""
+    copy = aligned(value.shape, value.dtype)
+    copy[...] = value
+    copy.flags.writeable = False
+    return copy
+
+
+def _set_writeable(value: Any, writeable: bool) -> None:
+    if isinstance(value, np.ndarray):
+        value.flags.writeable = writeable
 
 
 class Parameter(Buffer):
@@ -87,7 +122,8 @@ class Parameter(Buffer):
     Attributes
     ----------
     grad : array or None
-        Sum of the gradients since it was last None; of the shape and dtype of the value.
+        Sum of the gradients since it was last None; of the shape and dtype of the value. On a GPU, of the
+        library of the input.
     requires_grad : bool
         False for a frozen parameter, for which no gradient is computed. It counts at `forward`, which does not
         keep what only frozen parameters would need; leave it alone between `forward` and `backward`.
@@ -96,25 +132,48 @@ class Parameter(Buffer):
     def __init__(self, value: Any, requires_grad: bool = True) -> None:
         super().__init__(value)
         self.requires_grad = requires_grad
-        self.grad: np.ndarray | None = None
+        self.grad: Any = None
 
-    def accumulate(self, grad: np.ndarray) -> None:
+    def to(self, device: str) -> Self:
+        """`Buffer.to`, with the gradient."""
+        super().to(device)
+        self.grad = None if self.grad is None else moved(self.grad, self.device)
+        return self
+
+    def accumulate(self, grad: Any) -> None:
         """Add to `grad`.
 
         Raises
         ------
         TypeError, ValueError
-            If the dtype or the shape differs from the value's.
+            If the dtype, the shape or the device differs from the value's.
         """
         check_alike(self._value, grad, "grad")
-        self.grad = grad if self.grad is None else add(self.grad, grad)
+        self.grad = grad if self.grad is None else backend(grad).add(self.grad, grad)
 
 
 class _Like(NamedTuple):
-    """Shape and dtype of an output, which its gradient must have too."""
+    """Shape, dtype and device of an output, which its gradient must have too."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
+    device: str
+
+    @classmethod
+    def of(cls, output: Any) -> _Like:
+        """That of an array of any library."""
+        return cls(tuple(output.shape), dtype_of(output), device_of(output))
+
+    def check(self, grad: Any) -> None:
+        """Raise TypeError or ValueError unless a gradient fits."""
+        if self.device == "cpu" and isinstance(grad, np.ndarray) and (grad.shape, grad.dtype) == self[:2]:
+            return
+        check_place(grad, "grad_output", self.device, "the output")
+        given = _Like.of(as_floats(grad, "grad_output"))
+        if given.dtype != self.dtype:
+            raise TypeError(f"grad_output must have dtype {self.dtype}, got {given.dtype}")
+        if given.shape != self.shape:
+            raise ValueError(f"grad_output must have shape {self.shape}, got {given.shape}")
 
 
 class Module(ABC):
@@ -185,7 +244,7 @@ class Module(ABC):
         Unless `recording`, nothing is kept. Either way, what was kept before is forgotten.
         """
         self._kept = values if self.recording else None
-        self._output_like = None if output is None else _Like(output.shape, output.dtype)
+        self._output_like = None if output is None or self._kept is None else _Like.of(output)
 
     def take(self, grad_output: np.ndarray | None = None) -> tuple:
         """What `keep` kept, which is then forgotten.
@@ -205,7 +264,7 @@ class Module(ABC):
                 "of your own runs its layers within `with self.recorded():`, so that those in eval mode keep it too)"
             )
         if grad_output is not None and self._output_like is not None:
-            check_alike(self._output_like, as_floats(grad_output, "grad_output"), "grad_output")
+            self._output_like.check(grad_output)
         self._kept = None
         return kept
 
@@ -277,14 +336,34 @@ class Module(ABC):
         """``train(False)``."""
         return self.train(False)
 
+    def to(self, device: str) -> Self:
+        """Move all parameters, their gradients and buffers to a device, and `release`; returns the module.
+
+        On a GPU they are arrays of Numba's, made on its current device and used on the default stream, whatever the
+        library of the inputs. Counts, as of batches seen, stay on the CPU.
+
+        Parameters
+        ----------
+        device : {"cpu", "cuda"}
+
+        Raises
+        ------
+        ValueError
+            For another device.
+        """
+        for _, buffer in self.named_state():
+            buffer.to(device)
+        self.release()
+        return self
+
     def zero_grad(self) -> None:
         """Set the gradients of all parameters to None."""
         for parameter in self.parameters():
             parameter.grad = None
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Copies of all parameters and buffers, under torch's names."""
-        return {name: buffer.value.copy() for name, buffer in self.named_state()}
+        """Copies of all parameters and buffers as NumPy arrays, wherever they are, under torch's names."""
+        return {name: moved(buffer.value, "cpu").copy() for name, buffer in self.named_state()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> tuple[list[str], list[str]]:
         """Copy parameters and buffers from a `state_dict`, one of this library or of torch.
@@ -306,7 +385,7 @@ class Module(ABC):
             Lists all names, shapes and dtypes that do not fit; nothing has been loaded then.
         """
         own = dict(self.named_state())
-        new = {name: np.asarray(value) for name, value in state_dict.items()}
+        new = {name: np.asarray(moved(value, "cpu")) for name, value in state_dict.items()}
         missing, unexpected = [n for n in own if n not in new], [n for n in new if n not in own]
         shared = [n for n in own if n in new]
         problems = [f"missing: {n}" for n in missing] + [f"unexpected: {n}" for n in unexpected] if strict else []

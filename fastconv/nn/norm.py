@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
-from fastconv.arrays import as_floats
-from fastconv.cpu.channels import channel_moments, channel_products, channel_sums, normalize, normalize_backward
+from fastconv.nn.backend import as_floats, backend, dtype_of
 from fastconv.nn.init import check_dtype
 from fastconv.nn.module import Buffer, Module, Parameter
 
@@ -56,11 +56,9 @@ class BatchNorm2d(Module):
         x = self._checked(x)
         constant = self.running_mean is not None and not self.training
         mean, var = self._running_statistics() if constant else self._batch_statistics(x)
-        deviation = np.sqrt(var + self.eps)
-        shift = np.zeros(self.num_features) if self.bias is None else self.bias.value
-        output = normalize(x, mean, self._weight / deviation, shift)
+        output = backend(x).normalize(x, mean, var, *self._affine, self.eps)
         needs_x = not constant or (self.weight is not None and self.weight.requires_grad)
-        self.keep(x if needs_x else None, mean, deviation, constant, output=output)
+        self.keep(x if needs_x else None, mean, var, constant, output=output)
         return output
 
     def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
@@ -70,63 +68,61 @@ class BatchNorm2d(Module):
 
         with running averages, in eval mode, it is ``weight / s * g``.
         """
-        x, mean, deviation, constant = self.take(grad_output)
+        x, mean, var, constant = self.take(grad_output)
         grad_output = as_floats(grad_output, "grad_output")
+        ops = backend(grad_output)
+        weight, _ = self._affine
+        along: Any = None
         total: Any = None
-        product: Any = None
-        if x is not None and (input_grad or self.trainable):
-            total, product = channel_products(x, grad_output, mean)
-        elif self.trainable:
-            total = channel_sums(grad_output)
-        if self.weight is not None and self.weight.requires_grad and product is not None:
-            self.weight.accumulate((product / deviation).astype(self.dtype))
+        if self.trainable or (input_grad and not constant):
+            along, total = ops.norm_sums(x, grad_output, mean, var, self.eps)
+        if self.weight is not None and self.weight.requires_grad and along is not None:
+            self.weight.accumulate(ops.cast(along, grad_output))
         if self.bias is not None and self.bias.requires_grad:
-            self.bias.accumulate(total.astype(self.dtype))
+            self.bias.accumulate(ops.cast(total, grad_output))
         if not input_grad:
             return None
-        scale = self._weight / deviation
         if constant:
-            return normalize(grad_output, np.zeros_like(mean), scale, np.zeros_like(mean))
-        pixels = x.size // x.shape[1]
-        along, shift = -scale * product / (deviation**2 * pixels), -scale * total / pixels
-        return normalize_backward(x, grad_output, mean, along, scale, shift)
+            return ops.normalize(grad_output, None, var, weight, None, self.eps)
+        return ops.norm_input(x, grad_output, mean, var, weight, along, total, self.eps)
 
-    def folded(self, weight: np.ndarray, bias: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    def folded(self, weight: Any, bias: Any) -> tuple[Any, Any]:
         """Weights (K, C/groups, R, S) and bias (K,) of a convolution that does this normalisation too, as in eval."""
-        mean, var = self._running_statistics()
-        scale = self._weight / np.sqrt(var + self.eps)
-        shift = ((0 if bias is None else bias) - mean) * scale
-        shift = shift + (0 if self.bias is None else self.bias.value)
-        return (weight * scale[:, None, None, None]).astype(weight.dtype), shift.astype(weight.dtype)
+        assert self.running_mean is not None and self.running_var is not None
+        statistics = self.running_mean.value, self.running_var.value
+        return backend(weight).fold(weight, bias, *statistics, *self._affine, self.eps)
 
     @property
-    def _weight(self) -> np.ndarray:
-        """The weight in float64, 1 if there is none."""
-        return np.ones(self.num_features) if self.weight is None else self.weight.value.astype(np.float64)
+    def _affine(self) -> tuple[Any, Any]:
+        """Weight and bias, None for what there is not."""
+        return self.weight and self.weight.value, self.bias and self.bias.value
 
     def _checked(self, x: np.ndarray) -> np.ndarray:
-        x = as_floats(x, "x", (4,))
-        if x.dtype != self.dtype:
-            raise TypeError(f"x must have the layer's dtype {self.dtype}, got {x.dtype}")
+        state = self.weight or self.running_mean
+        x = as_floats(x, "x", (4,), beside=state and state.value, what="the layer")
+        if (got := dtype_of(x)) != self.dtype:
+            raise TypeError(f"x must have the layer's dtype {self.dtype}, got {got}")
         if x.shape[1] != self.num_features:
             raise ValueError(f"x must have {self.num_features} channels, got shape {x.shape}")
         return x
 
-    def _running_statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Running averages of mean and variance, in float64."""
+    def _running_statistics(self) -> tuple[Any, Any]:
+        """Running averages of mean and variance, as `normalize` takes them."""
         assert self.running_mean is not None and self.running_var is not None
-        return self.running_mean.value.astype(np.float64), self.running_var.value.astype(np.float64)
+        mean, var = self.running_mean.value, self.running_var.value
+        return backend(mean).constants(mean, var)
 
-    def _batch_statistics(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _batch_statistics(self, x: Any) -> tuple[Any, Any]:
         """Mean and variance of the batch; in training, the running averages move towards them."""
-        pixels = x.size // x.shape[1]
+        pixels = math.prod(x.shape) // x.shape[1]
         if pixels < 2:
-            raise ValueError(f"x must have at least two pixels for each channel to normalise by, got shape {x.shape}")
-        mean, var = channel_moments(x)
+            raise ValueError(
+                f"x must have at least two pixels for each channel to normalise by, got shape {tuple(x.shape)}"
+            )
+        mean, var = backend(x).moments(x)
         if self.training and self.running_mean and self.running_var and self.num_batches_tracked:
             self.num_batches_tracked.value = self.num_batches_tracked.value + 1
             share = 1 / int(self.num_batches_tracked.value) if self.momentum is None else self.momentum
-            unbiased = var * pixels / (pixels - 1)
-            for buffer, new in ((self.running_mean, mean), (self.running_var, unbiased)):
-                buffer.value = ((1 - share) * buffer.value + share * new).astype(self.dtype)
+            with self.running_mean.edit() as running_mean, self.running_var.edit() as running_var:
+                backend(x).move_running(running_mean, running_var, mean, var, share, pixels)
         return mean, var

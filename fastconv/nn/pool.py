@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from fastconv import grad as gradients
-from fastconv.arrays import as_floats, empty, memory_format
 from fastconv.functional.pool import avg_pool2d, global_avg_pool2d, lp_pool2d, max_pool2d
+from fastconv.nn.backend import as_floats, backend
 from fastconv.nn.module import Module
 from fastconv.pooling import Pool
 from fastconv.sizes import pair
@@ -46,7 +46,7 @@ class MaxPool2d(Module):
             self.keep()  # forgets what an earlier forward kept
             return max_pool2d(x, *self._positional, ceil_mode=self.window.ceil_mode)
         output, indices = max_pool2d(x, *self._positional, ceil_mode=self.window.ceil_mode, return_indices=True)
-        self.keep(indices, x.shape, output=output)
+        self.keep(indices, tuple(x.shape), output=output)
         return output
 
     def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
@@ -82,7 +82,7 @@ class AvgPool2d(Module):
         """(N, C, H, W) to (N, C, Ho, Wo)."""
         x = as_floats(x, "x", (4,))
         output = avg_pool2d(x, *self._positional, **self._named)
-        self.keep(x.shape, output=output)
+        self.keep(tuple(x.shape), output=output)
         return output
 
     def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
@@ -144,7 +144,7 @@ class AdaptiveAvgPool2d(Module):
         """(N, C, H, W) to (N, C, 1, 1)."""
         x = as_floats(x, "x", (4,))
         output = global_avg_pool2d(x)
-        self.keep(x.shape, memory_format(x), output=output)
+        self.keep(tuple(x.shape), backend(x).memory_format(x), output=output)
         return output
 
     def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
@@ -152,4 +152,15 @@ class AdaptiveAvgPool2d(Module):
         if not input_grad:
             return None
         grad = as_floats(grad_output, "grad_output", (4,))
-        return gradients.avg_pool2d(grad, shape, shape[2:], out=empty(shape, grad.dtype, format))
+        return gradients.avg_pool2d(grad, shape, shape[2:], out=backend(grad).new(shape, grad, format))
+
+
+def pooled(x: Any, window: Pool) -> Any:
+    """What a pooling layer with this window makes of images (N, C, H, W)."""
+    w = window
+    if w.mode == "max":
+        return max_pool2d(x, w.kernel_size, w.stride, w.padding, w.dilation, ceil_mode=w.ceil_mode)
+    if w.mode == "lp":
+        return lp_pool2d(x, w.norm_type, w.kernel_size, w.stride, ceil_mode=w.ceil_mode)
+    named: Any = {"ceil_mode": w.ceil_mode, "count_include_pad": w.count_include_pad}
+    return avg_pool2d(x, w.kernel_size, w.stride, w.padding, **named)

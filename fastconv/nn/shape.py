@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from fastconv.arrays import as_floats, empty, memory_format
+from fastconv.nn.backend import as_floats, backend
 from fastconv.nn.module import Module
 
 
@@ -28,18 +28,16 @@ class Flatten(Module):
         first, last = (d % x.ndim for d in (self.start_dim, self.end_dim))
         if first > last:
             raise ValueError(f"start_dim {self.start_dim} comes after end_dim {self.end_dim} in shape {x.shape}")
-        output = x.reshape(*x.shape[:first], math.prod(x.shape[first : last + 1]), *x.shape[last + 1 :])
-        self.keep(x.shape, memory_format(x) if x.ndim == 4 else None, output=output)
+        shape = tuple(x.shape)
+        flat = (*shape[:first], math.prod(shape[first : last + 1]), *shape[last + 1 :])
+        output = backend(x).reshape(x, flat)
+        self.keep(shape, backend(x).memory_format(x) if x.ndim == 4 else None, output=output)
         return output
 
     def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
         shape, format = self.take(grad_output)
         if not input_grad:
             return None
-        grad = grad_output.reshape(shape)
-        if format != "channels_last":
-            return grad
+        grad = backend(grad_output).reshape(grad_output, shape)
         # The layers below work in this format; they would have to convert otherwise, each for itself.
-        result = empty(shape, grad.dtype, format)
-        result[...] = grad
-        return result
+        return backend(grad).in_format(grad, format) if format == "channels_last" else grad

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 from fastconv.cpu import updates
+from fastconv.nn.backend import backend
 from fastconv.optim.optimizer import Optimizer
 
 
@@ -44,10 +43,10 @@ class Adagrad(Optimizer):
             initial_accumulator_value=initial_accumulator_value, eps=eps,
         )  # fmt: skip
 
-    def update(self, value: np.ndarray, grad: np.ndarray, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def update(self, value: Any, grad: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
         if not state:
-            state.update(step=0, sum=np.full_like(value, group["initial_accumulator_value"]))
+            state.update(step=0, sum=backend(value).full_like(value, group["initial_accumulator_value"]))
         rate = group["lr"] / (1 + state["step"] * group["lr_decay"])
         state["step"] += 1
         constants = {"rate": rate, "weight_decay": group["weight_decay"], "eps": group["eps"]}
-        updates.update(updates.ADAGRAD, value, grad, state["sum"], **constants)
+        backend(value).update(updates.ADAGRAD, value, grad, state["sum"], **constants)

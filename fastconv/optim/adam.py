@@ -6,9 +6,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 from fastconv.cpu import updates
+from fastconv.nn.backend import backend
 from fastconv.optim.optimizer import Optimizer
 
 
@@ -47,15 +46,15 @@ class Adam(Optimizer):
             if not all(0 <= beta < 1 for beta in group["betas"]):
                 raise ValueError(f"betas must be in [0, 1), got {group['betas']!r}")
 
-    def update(self, value: np.ndarray, grad: np.ndarray, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def update(self, value: Any, grad: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
         rule, names = updates.ADAM, ["exp_avg", "exp_avg_sq"]
         if group["amsgrad"]:
             rule, names = updates.ADAM_AMSGRAD, [*names, "max_exp_avg_sq"]
         for name in names:
-            state.setdefault(name, np.zeros_like(value))
+            state.setdefault(name, backend(value).full_like(value, 0))
         t = state["step"] = state.get("step", 0) + 1
         first, second = group["betas"]
-        updates.update(
+        backend(value).update(
             rule, value, grad, *(state[name] for name in names), rate=group["lr"] / (1 - first**t), eps=group["eps"],
             weight_decay=group["weight_decay"], gain=1 - first, decay=second, share=1 - second,
             correction=math.sqrt(1 - second**t),

@@ -6,8 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-import numpy as np
-
+from fastconv.nn.backend import check_place, moved
 from fastconv.nn.module import Parameter
 
 
@@ -64,16 +63,23 @@ class Optimizer(ABC):
         return whole
 
     @abstractmethod
-    def update(self, value: np.ndarray, grad: np.ndarray, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def update(self, value: Any, grad: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
         """Move one parameter's `value`, in place. `state` is empty the first time."""
 
     def step(self) -> None:
-        """Update all parameters but those that are frozen or have no gradient."""
+        """Update all parameters but those that are frozen or have no gradient; on a GPU, without waiting for it.
+
+        State follows a parameter that was moved to another device.
+        """
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.requires_grad and parameter.grad is not None:
+                    state = self.state.setdefault(parameter, {})
+                    for name, array in state.items():
+                        state[name] = moved(array, parameter.device) if hasattr(array, "shape") else array
+                    check_place(parameter.grad, "grad", parameter.device, "its parameter")
                     with parameter.edit() as value:
-                        self.update(value, parameter.grad, self.state.setdefault(parameter, {}), group)
+                        self.update(value, parameter.grad, state, group)
 
     def zero_grad(self) -> None:
         """Set the gradients of all parameters to None."""
@@ -82,7 +88,7 @@ class Optimizer(ABC):
                 parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy of options and state; parameters are numbered in order, as in torch."""
+        """A copy of options and state, arrays as NumPy's; parameters are numbered in order, as in torch."""
         numbers = {p: n for n, p in enumerate(self._parameters())}
         groups = [{**group, "params": [numbers[p] for p in group["params"]]} for group in self.param_groups]
         return {"state": {numbers[p]: _copied(state) for p, state in self.state.items()}, "param_groups": groups}
@@ -110,7 +116,7 @@ class Optimizer(ABC):
         for number, values in state_dict["state"].items():
             shape = parameters[number].value.shape
             for name, value in values.items():
-                if isinstance(value, np.ndarray) and value.shape != shape:
+                if hasattr(value, "shape") and tuple(value.shape) != shape:
                     raise ValueError(f"{name} of parameter {number} must have shape {shape}, got {value.shape}")
             state[parameters[number]] = _copied(values)
         self.state = state
@@ -122,4 +128,4 @@ class Optimizer(ABC):
 
 
 def _copied(state: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in state.items()}
+    return {name: moved(x, "cpu").copy() if hasattr(x, "shape") else x for name, x in state.items()}

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 from fastconv.cpu import updates
+from fastconv.nn.backend import backend
 from fastconv.optim.optimizer import Optimizer
 
 
@@ -44,12 +43,12 @@ class RMSprop(Optimizer):
             params, lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum, centered=centered
         )
 
-    def update(self, value: np.ndarray, grad: np.ndarray, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def update(self, value: Any, grad: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
         rule = updates.RMSPROP_CENTERED if group["centered"] else updates.RMSPROP
         needed = {"square_avg": True, "momentum_buffer": group["momentum"], "grad_avg": group["centered"]}
         for name in (name for name, need in needed.items() if need):
-            state.setdefault(name, np.zeros_like(value))
-        updates.update(
+            state.setdefault(name, backend(value).full_like(value, 0))
+        backend(value).update(
             rule, value, grad, *(state.get(name) for name in needed), rate=group["lr"], eps=group["eps"],
             weight_decay=group["weight_decay"], momentum=group["momentum"], decay=group["alpha"],
             share=1 - group["alpha"],

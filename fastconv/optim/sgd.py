@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 from fastconv.cpu import updates
+from fastconv.nn.backend import backend
 from fastconv.optim.optimizer import Optimizer
 
 
@@ -48,12 +47,12 @@ class SGD(Optimizer):
                     f"nesterov needs momentum > 0 and dampening 0, got {group['momentum']} and {group['dampening']}"
                 )
 
-    def update(self, value: np.ndarray, grad: np.ndarray, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def update(self, value: Any, grad: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
         momentum, constants = group["momentum"], {"rate": group["lr"], "weight_decay": group["weight_decay"]}
         if not momentum:
-            updates.update(updates.SGD, value, grad, **constants)
+            backend(value).update(updates.SGD, value, grad, **constants)
             return
         gain = 1 - group["dampening"] if state else 1
-        buffer = state.setdefault("momentum_buffer", np.zeros_like(value))
+        buffer = state.setdefault("momentum_buffer", backend(value).full_like(value, 0))
         rule = updates.SGD_NESTEROV if group["nesterov"] else updates.SGD_MOMENTUM
-        updates.update(rule, value, grad, buffer, momentum=momentum, gain=gain, **constants)
+        backend(value).update(rule, value, grad, buffer, momentum=momentum, gain=gain, **constants)
