@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from fastconv import algorithms
-from fastconv.arrays import allocator, as_floats, as_image, check_out, empty
+from fastconv.arrays import allocator, as_floats, as_image, check_out, empty, on_gpu
+from fastconv.descriptor import parse
 from fastconv.dispatch import Choice, kernel_for
 from fastconv.pooling import Pool
 from fastconv.problem import ConvProblem, MemoryFormat
@@ -28,13 +29,13 @@ class Explanation:
     threads, workspace_bytes : int
         Threads it may use and scratch memory of one call.
     predicted_ns : float
-        The cost model's time on one thread.
+        The cost model's time on one thread, or on a GPU.
     expected_ns : float or None
         What the measurements of similar problems make of that, for `threads` threads, if there are any.
     measured_ns, gflops, peak_fraction : float or None
         The best time that tuning saw, if this problem has been tuned.
     tunable : bool
-        Whether there is more than one candidate, and a way to measure them: on the CPU.
+        Whether there is more than one candidate.
     busy : float or None
         Share of the threads' time that is work if all are equally fast, by counting jobs; None if nobody can count.
     layout_copies : str
@@ -72,7 +73,7 @@ class Explanation:
             f"  chosen by     {self.source}",
             f"  threads       {self.threads}" + (f", busy {self.busy:.0%} of the time" if self.busy else ""),
             f"  workspace     {self.workspace_bytes / 1024:.1f} KiB",
-            f"  predicted     {_forecast(self.predicted_ns, self.expected_ns)}",
+            f"  predicted     {_forecast(self.predicted_ns, self.expected_ns, parse(self.descriptor).device)}",
             f"  measured      {self._measured()}",
             f"  layout copies {self.layout_copies}",
         ]
@@ -90,13 +91,13 @@ def explain(problem: Any, kernel: Any, choice: Choice) -> Explanation:
     others = {}
     for name in algorithms.names(problem.operation, problem.device):
         if name != choice.candidate.algorithm:
-            reason = algorithms.module_of(problem, name).unsupported(problem)
+            reason = algorithms.unsupported(problem, name)
             others[name] = reason or _other(problem, name, choice)
     return Explanation(
         problem.descriptor, choice.candidate.algorithm, dict(choice.candidate.params), choice.source,
         choice.threads, kernel.workspace_bytes, choice.predicted_ns,
         learn.expected_ns(problem, choice.candidate, choice.predicted_ns, choice.threads),
-        *_measured(problem, choice), problem.device == "cpu" and len(algorithms.candidates(problem)) > 1,
+        *_measured(problem, choice), len(algorithms.candidates(problem)) > 1,
         _busy(kernel, choice.threads), kernel.layout_copies, others,
     )  # fmt: skip
 
@@ -109,7 +110,8 @@ def _measured(problem: Any, choice: Choice) -> tuple[float | None, float | None,
     if choice.candidate == entry.candidate:
         return entry.best_ns, entry.gflops, entry.peak_fraction
     ns = min(m.ns for m in entry.current() if m.candidate == choice.candidate)
-    return ns, problem.flops / ns, entry.peak_fraction * entry.best_ns / ns
+    share = None if entry.peak_fraction is None else entry.peak_fraction * entry.best_ns / ns
+    return ns, problem.flops / ns, share
 
 
 def _busy(kernel: Any, threads: int) -> float | None:
@@ -134,12 +136,13 @@ def _other(problem: Any, algorithm: str, choice: Choice) -> str:
     expected = learn.expected_ns(problem, best, predicted, threads)
     limit, needed = choice.max_workspace, algorithms.workspace_bytes(problem, best, threads)
     over = f", needs {needed} bytes, more than {limit}" if limit is not None and needed > limit else ""
-    return f"predicted {_forecast(predicted, expected)}{seen}{over} ({best})"
+    return f"predicted {_forecast(predicted, expected, problem.device)}{seen}{over} ({best})"
 
 
-def _forecast(predicted_ns: float, expected_ns: float | None) -> str:
+def _forecast(predicted_ns: float, expected_ns: float | None, device: str) -> str:
+    where = " on one thread" if device == "cpu" else ""
     learned = "" if expected_ns is None else f", {expected_ns / 1e3:.1f} us by similar measurements"
-    return f"{predicted_ns / 1e3:.1f} us on one thread{learned}"
+    return f"{predicted_ns / 1e3:.1f} us{where}{learned}"
 
 
 class Plan:
@@ -253,11 +256,11 @@ def plan(
     x_shape : (N, C, H, W) or (C, H, W)
         Shape of the arrays that the plan will be called with.
     weight : array (K, C/groups, R, S)
-        Copied into the plan; later changes to it have no effect.
+        Copied into the plan; later changes to it have no effect. Where it is on a GPU, the plan takes arrays there.
     bias : array (K,), optional
     stride, padding, dilation, groups
         As in `fastconv.conv2d`.
-    dtype : float32 or float64, optional
+    dtype : optional
         The weights' dtype if not given; nothing is converted, so it must agree with them.
     memory_format : {"contiguous", "channels_last"}, default "contiguous"
         Format of the result, and the one that inputs are expected in. Other strides work, at some cost.
@@ -271,6 +274,7 @@ def plan(
     Returns
     -------
     Plan
+        For weights on a GPU a `fastconv.functional.gpu.plan.DevicePlan`, which has the same methods.
 
     Raises
     ------
@@ -278,9 +282,6 @@ def plan(
         Name the argument that is wrong, its value and what would do; if nothing fits in `max_workspace`, the
         least that would.
     """
-    weight = as_floats(weight, "weight", (4,))
-    if dtype is not None and np.dtype(dtype) != weight.dtype:
-        raise TypeError(f"dtype must agree with the weights' {weight.dtype}, got {np.dtype(dtype)}")
     if memory_format not in ("contiguous", "channels_last"):
         raise ValueError(f"memory_format must be 'contiguous' or 'channels_last', got {memory_format!r}")
     if not isinstance(x_shape, (tuple, list)) or len(x_shape) not in (3, 4):
@@ -288,11 +289,28 @@ def plan(
     if max_workspace is not None and (not isinstance(max_workspace, (int, np.integer)) or max_workspace < 0):
         raise ValueError(f"max_workspace must be None or a number of bytes, not negative, got {max_workspace!r}")
     shape = tuple(x_shape) if len(x_shape) == 4 else (1, *x_shape)
+    if on_gpu(weight):
+        from fastconv.functional.gpu.plan import plan as plan_there  # imports Numba's CUDA target
+
+        options = (stride, padding, dilation, groups, activation, pool)
+        return plan_there(shape, weight, bias, options, dtype, memory_format, algorithm, max_workspace)
+    weight = as_floats(weight, "weight", (4,))
+    check_dtype(dtype, str(weight.dtype))
     problem = ConvProblem.create(
         shape, weight.shape, stride=stride, padding=padding, dilation=dilation, groups=groups,
         dtype=str(weight.dtype), memory_format=memory_format, bias=bias is not None, activation=activation, pool=pool,
     )  # fmt: skip
     return Plan(problem, weight, check_bias(bias, weight), algorithm, max_workspace)
+
+
+def check_dtype(dtype: Any, found: str) -> None:
+    """Raise TypeError unless `dtype`, of NumPy or PyTorch or a name, is None or that of weights, by name."""
+    if dtype is None:
+        return
+    text = str(dtype).removeprefix("torch.")
+    name = text if text == "bfloat16" or text.startswith("float") else str(np.dtype(dtype))
+    if name != found:
+        raise TypeError(f"dtype must agree with the weights' {found}, got {name}")
 
 
 def check_bias(bias: Any, weight: np.ndarray) -> np.ndarray | None:

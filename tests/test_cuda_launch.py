@@ -44,7 +44,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     cu.cuCtxPushCurrent = lambda context: contexts.append(context) or (0,)  # type: ignore[attr-defined]
     cu.cuCtxPopCurrent = contexts.pop  # type: ignore[attr-defined]
     monkeypatch.setattr(driver, "_function", lambda kernel, device: 0 if device == 9 else 77 + device)
-    monkeypatch.setattr(driver, "_primary_context", lambda device: device)
+    monkeypatch.setattr(driver, "primary_context", lambda device: device)
     return calls
 
 

@@ -14,7 +14,7 @@ from fastconv import algorithms, dispatch, reference
 from fastconv.algorithms import Candidate
 from fastconv.descriptor import parse
 from fastconv.problem import ConvProblem
-from fastconv.tuning import check, measure, peak, search, warm, wisdom
+from fastconv.tuning import check, gpu, measure, peak, search, warm, wisdom
 from fastconv.tuning.measure import Timing
 from fastconv.tuning.search import Trial
 
@@ -344,9 +344,12 @@ def test_no_store_is_an_error_before_any_work(made_up, monkeypatch):
     assert algorithms.module("conv", "quick").runs == []
 
 
-def test_problems_on_a_gpu_are_refused(made_up):
-    with pytest.raises(ValueError, match=f"problems must be on the CPU to be tuned so far, got {TINY}_cuda"):
-        search.tune(f"{TINY}_cuda")
+def test_problems_on_a_gpu_are_refused_where_there_is_none(made_up, monkeypatch):
+    monkeypatch.setattr(gpu, "first", lambda: None)
+    monkeypatch.setattr(gpu, "require", lambda: None)
+    with pytest.raises(ValueError, match="there is none here, or no driver for it"):
+        search.tune([TINY, f"{TINY}_cuda"])
+    assert wisdom.entries() == []
 
 
 def test_thread_counts_are_checked(made_up):

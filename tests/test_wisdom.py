@@ -167,12 +167,21 @@ def test_an_edit_invalidates_the_rows_of_its_kernel_only(monkeypatch, path, tmp_
 
 def test_the_source_hash_follows_what_a_kernel_imports(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "made_up_kernel.py").write_text("from fastconv.cpu.direct import make\n")
+    lines = [
+        "import math",
+        "from fastconv.cpu.direct import make",
+        "from fastconv.cpu.pack import (",
+        "    Packed,",
+        ")",
+    ]
+    lines += ["from fastconv.cpu import bands, lanewise as lanes", "import fastconv.cpu.host"]
+    (tmp_path / "made_up_kernel.py").write_text("\n".join(lines))
     seen = []
     original = validators._source_file
     monkeypatch.setattr(validators, "_source_file", lambda name: seen.append(name) or original(name))
     validators.source_hash.__wrapped__("made_up_kernel")
-    assert {"made_up_kernel", "fastconv.cpu.direct", "fastconv.cpu.contract", "fastconv.jit"} <= set(seen)
+    named = {"made_up_kernel", "fastconv.cpu.direct", "fastconv.cpu.contract", "fastconv.jit", "fastconv.cpu.pack"}
+    assert named | {"fastconv.cpu.bands", "fastconv.cpu.lanewise", "fastconv.cpu.host"} <= set(seen)
     assert "fastconv.problem" not in seen
 
 

@@ -18,6 +18,7 @@ from fastconv.cli.output import (
     microseconds,
     note,
     progress_bars,
+    share,
     show_table,
     user_errors,
 )  # fmt: skip
@@ -25,6 +26,7 @@ from fastconv.descriptor import parse
 from fastconv.plan import explain as explain_choice
 from fastconv.problem import ConvProblem, Problem
 from fastconv.tuning import measure, peak, search, warm
+from fastconv.tuning import wisdom as wisdom_store
 
 app = typer.Typer(
     name="fastconv", no_args_is_help=True, pretty_exceptions_enable=False,
@@ -198,7 +200,8 @@ def bench(
     with progress_bars() as bars:
         report = _reporter(bars)
         for problem in _problems(targets, batch, dtype, memory_format):
-            found = _bench(problem, allowed, seconds, report)
+            with measure.on_device(problem):
+                found = _bench(problem, wisdom_store.usable_threads(problem, allowed), seconds, report)
             if json:
                 for row in found:
                     emit(row)
@@ -221,9 +224,10 @@ def _bench(
     work = measure.workload(problem)
     ready = {n: measure.prepare(problem, c.candidate, work, c.threads) for n, c in choices.items()}
     timings = measure.interleave(
-        {name: call for name, (_, call) in ready.items()}, seconds, progress=lambda f: report(problem, f, "timing")
-    )
-    best_peak, chosen = peak.best_gflops(problem.dtype, threads), dispatch.choose(problem, None, threads).candidate
+        {name: call for name, (_, call) in ready.items()}, seconds, progress=lambda f: report(problem, f, "timing"),
+        timer=work.timer,
+    )  # fmt: skip
+    best_peak, chosen = peak.ceiling(problem, threads), dispatch.choose(problem, None, threads).candidate
     rows = []
     for name in sorted(names, key=lambda name: timings[name].best_ns):
         timing, candidate = timings[name], choices[name].candidate
@@ -232,7 +236,7 @@ def _bench(
             {
                 "problem": problem.descriptor, "algorithm": name, "params": dict(candidate.params),
                 "threads": choices[name].threads, "best_ns": timing.best_ns, "median_ns": timing.median_ns,
-                "gflops": gflops, "peak_fraction": gflops / best_peak,
+                "gflops": gflops, "peak_fraction": best_peak and gflops / best_peak,
                 "workspace": ready[name][0].workspace_bytes, "chosen": candidate == chosen,
             }
         )  # fmt: skip
@@ -243,7 +247,7 @@ def _bench_cells(row: dict[str, Any]) -> list[str]:
     params = [f"{name}={value}" for name, value in row["params"].items()]
     return [
         row["problem"], " ".join([row["algorithm"], *params]), str(row["threads"]), microseconds(row["best_ns"]),
-        microseconds(row["median_ns"]), f"{row['gflops']:.1f}", f"{row['peak_fraction']:.0%}",
+        microseconds(row["median_ns"]), f"{row['gflops']:.1f}", share(row["peak_fraction"]),
         kibibytes(row["workspace"]), "yes" if row["chosen"] else "",
     ]  # fmt: skip
 

@@ -82,3 +82,8 @@ def microseconds(ns: float) -> str:
 def kibibytes(count: int) -> str:
     """Such as ``12.5 KiB``."""
     return f"{count / 1024:.1f} KiB"
+
+
+def share(fraction: float | None) -> str:
+    """Such as ``83%``."""
+    return "-" if fraction is None else f"{fraction:.0%}"

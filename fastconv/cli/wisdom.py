@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fastconv.cli.output import Json, emit, kibibytes, microseconds, note, show_table, user_errors
+from fastconv.cli.output import Json, emit, kibibytes, microseconds, note, share, show_table, user_errors
 from fastconv.tuning import wisdom
 from fastconv.tuning.wisdom import Entry
 
@@ -25,7 +25,7 @@ def cells(entry: Entry) -> list[str]:
     return [
         entry.problem, f"{entry.candidate}{serial}", str(entry.runner_up or "-"),
         "-" if entry.margin is None else f"{entry.margin:+.1%}", microseconds(entry.best_ns),
-        f"{entry.gflops:.1f}", f"{entry.peak_fraction:.0%}", kibibytes(entry.workspace),
+        f"{entry.gflops:.1f}", share(entry.peak_fraction), kibibytes(entry.workspace),
     ]  # fmt: skip
 
 

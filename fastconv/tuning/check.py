@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -13,14 +15,23 @@ from fastconv.problem import ConvProblem, PoolProblem, Problem
 from fastconv.tuning.measure import Workload
 
 _REFERENCE_FLOPS = 1e8  # some tenths of a second of the reference's plain loops
+_STORED_EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7}  # sums are float32
+_TF32_EPS = 2.0**-10
 
 
-def wrong(problem: Problem, work: Workload, call: Callable[[], None]) -> str | None:
+def wrong(problem: Problem, work: Any, call: Any) -> str | None:
     """Run `call` on `work` and compare with the reference; say what is wrong, or None if nothing is.
 
     A large problem is compared in part: all pixels of some channels, in the first and the last image.
-    The channels (whole groups, for a grouped convolution) are spread evenly, first and last included.
+    The channels (whole groups, for a grouped convolution) are spread evenly, first and last included. What ran on a GPU
+    is brought to the host and compared with the same reference, in the same part.
     """
+    if problem.device == "cuda":
+        return _wrong(problem, work.host, partial(work.run_once, call))
+    return _wrong(problem, work, call)
+
+
+def _wrong(problem: Problem, work: Workload, call: Callable[[], None]) -> str | None:
     work.out.fill(np.nan)
     if work.indices is not None:
         work.indices.fill(-2)
@@ -94,7 +105,7 @@ def _members(groups: np.ndarray, size: int) -> np.ndarray:
 
 
 def _tolerance(problem: Problem) -> float:
-    """Relative to the largest result: rounding of a sum of n terms grows as sqrt(n)."""
+    """Relative to the largest result: rounding of a sum of n terms grows as sqrt(n), that of each term does not."""
     if isinstance(problem, PoolProblem):
         window: tuple[int, ...] = problem.pool.kernel_size
     elif problem.direction == "forward":
@@ -103,7 +114,9 @@ def _tolerance(problem: Problem) -> float:
         window = (problem.out_channels // problem.groups, *problem.kernel_size)
     else:
         window = (problem.batch, *problem.conv_size)
-    return 32 * float(np.finfo(problem.dtype).eps) * math.sqrt(math.prod(window))
+    eps = float(np.finfo("float64" if problem.dtype == "float64" else "float32").eps)
+    coarse = _TF32_EPS if getattr(problem, "precision", "ieee") == "tf32" else _STORED_EPS.get(problem.dtype, 0.0)
+    return 32 * eps * math.sqrt(math.prod(window)) + 4 * coarse
 
 
 def _compare(found: np.ndarray, expected: np.ndarray, tolerance: float) -> str | None:

@@ -51,7 +51,7 @@ def expected_ns(problem: Problem, candidate: Candidate, predicted_ns: float, thr
 def _measured(problem: Any) -> _Measured | None:
     if not isinstance(problem, (ConvProblem, PoolProblem)):  # what cannot be tuned
         return None
-    return _learned().get(_kind(problem))
+    return _learned(problem.device).get(_kind(problem))
 
 
 def _kind(problem: Problem) -> tuple[str, str, str]:
@@ -121,19 +121,20 @@ class _Measured:
 
 
 class _Last:
-    """What was learned from the store as it last was."""
+    """What was learned from the store as it last was, by device."""
 
     lock = threading.Lock()
-    index: Any = None
-    learned: dict[tuple[str, str, str], _Measured]
+    known: dict[str, tuple[Any, dict[tuple[str, str, str], _Measured]]] = {}  # noqa: RUF012 (shared by design)
 
 
-def _learned() -> dict[tuple[str, str, str], _Measured]:
-    index = wisdom.index()
+def _learned(device: str) -> dict[tuple[str, str, str], _Measured]:
+    index = wisdom.index(device)
     with _Last.lock:
-        if _Last.index is not index:
-            _Last.learned, _Last.index = _learn(index.values()), index
-        return _Last.learned
+        last, learned = _Last.known.get(device, (None, {}))
+        if last is not index:
+            learned = _learn(index.values())
+            _Last.known[device] = index, learned
+        return learned
 
 
 def _learn(entries: Iterable[wisdom.Entry]) -> dict[tuple[str, str, str], _Measured]:

@@ -2,17 +2,19 @@
 
 The calls take turns, so that a slow second of the machine hits all of them; the minimum and the spread
 are kept, and what is clearly slower drops out early. Arrays are reused, as they are by the layers of a
-network, so small problems are measured with warm caches.
+network, so small problems are measured with warm caches. On a GPU, events take the time (`fastconv.cuda.timing`), and
+large arrays change (`fastconv.tuning.gpu`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from statistics import median
 from time import monotonic, perf_counter_ns
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -21,6 +23,7 @@ from fastconv.arrays import empty
 from fastconv.problem import ConvProblem, Problem
 
 Key = TypeVar("Key", bound=Hashable)
+Timer: TypeAlias = Callable[[Callable[[], None], int], float]  # nanoseconds of each of so many calls
 
 SAMPLE_NS = 50_000  # a sample repeats its call for at least this long
 NOISE_FLOOR = 0.02
@@ -45,6 +48,11 @@ class Workload:
     bias: np.ndarray | None = None
     indices: np.ndarray | None = None
     grad: np.ndarray | None = None
+
+    @property
+    def timer(self) -> Timer:
+        """What times calls on these arrays."""
+        return _sample
 
 
 @dataclass(frozen=True)
@@ -78,20 +86,49 @@ class Timing:
         return sorted(self.samples)[:3][-1] / self.best_ns - 1
 
 
-def workload(problem: Problem, seed: int = 0) -> Workload:
-    """Random arrays for a problem: normally distributed, weights scaled so that a convolution's results are too."""
-    random = np.random.default_rng(seed)
+def on_device(problem: Problem) -> AbstractContextManager[Any]:
+    """Where all else of this module is called for a problem: on a GPU, in the context of the first one.
+
+    Raises
+    ------
+    ImportError, ValueError
+        If there is no GPU, or a package that it needs is not installed.
+    """
+    if problem.device == "cpu":
+        return nullcontext()
+    from fastconv.tuning.gpu import current  # imports Numba's CUDA target
+
+    return current()
+
+
+def workload(problem: Problem, seed: int = 0) -> Any:
+    """Random arrays for a problem: normally distributed, weights scaled so that a convolution's results are too.
+
+    Returns
+    -------
+    Workload or fastconv.tuning.gpu.DeviceWorkload
+    """
+    host = _host_workload(problem, seed)
+    if problem.device == "cpu":
+        return host
+    from fastconv.tuning.gpu import DeviceWorkload
+
+    return DeviceWorkload(problem, host)
+
+
+def _host_workload(problem: Problem, seed: int) -> Workload:
+    random, dtype = np.random.default_rng(seed), _host_dtype(problem)
     if isinstance(problem, ConvProblem) and problem.direction == "backward_weight":
         x, grad = (_normal(problem, shape, random) for shape in (problem.in_shape, problem.out_shape))
-        return Workload(x, np.empty(problem.weight_shape, problem.dtype), grad=grad)
+        return Workload(x, np.empty(problem.weight_shape, dtype), grad=grad)
     if isinstance(problem, ConvProblem) and problem.direction == "backward_input":
         x, out = (
             _normal(problem, problem.out_shape, random),
-            empty(problem.in_shape, problem.dtype, problem.memory_format),
+            empty(problem.in_shape, dtype, problem.memory_format),
         )
         return Workload(x, out, *_weights(problem, random))
     x = _normal(problem, problem.in_shape, random)
-    out = empty(problem.out_shape, problem.dtype, problem.memory_format)
+    out = empty(problem.out_shape, dtype, problem.memory_format)
     if not isinstance(problem, ConvProblem):
         if problem.pool.mode == "lp":
             np.abs(x, out=x)  # a negative sum of odd powers has no root
@@ -100,23 +137,32 @@ def workload(problem: Problem, seed: int = 0) -> Workload:
     return Workload(x, out, *_weights(problem, random))
 
 
+def _host_dtype(problem: Problem) -> np.dtype:
+    """That of elements on the CPU: float32 stands for those of 16 bits."""
+    return np.dtype("float32" if problem.itemsize == 2 else problem.dtype)
+
+
 def _normal(problem: Problem, shape: tuple[int, int, int, int], random: np.random.Generator) -> np.ndarray:
-    array = empty(shape, problem.dtype, problem.memory_format)
-    array[...] = random.standard_normal(shape, np.dtype(problem.dtype))
+    dtype = _host_dtype(problem)
+    array = empty(shape, dtype, problem.memory_format)
+    array[...] = random.standard_normal(shape, dtype)
     return array
 
 
 def _weights(problem: ConvProblem, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray | None]:
-    weight = random.standard_normal(problem.weight_shape, np.dtype(problem.dtype))
+    dtype = _host_dtype(problem)
+    weight = random.standard_normal(problem.weight_shape, dtype)
     weight /= math.sqrt(math.prod(problem.weight_shape[1:]))
     channels = problem.out_channels if problem.direction == "forward" else problem.in_channels
-    return weight, random.standard_normal(channels, np.dtype(problem.dtype)) if problem.bias else None
+    return weight, random.standard_normal(channels, dtype) if problem.bias else None
 
 
 def prepare(
-    problem: Problem, candidate: algorithms.Candidate, work: Workload, threads: int
+    problem: Problem, candidate: algorithms.Candidate, work: Any, threads: int
 ) -> tuple[Any, Callable[[], None]]:
     """The candidate's kernel, and a call that runs it on `work`; weights are packed now, unless `problem.raw`."""
+    if problem.device == "cuda":
+        return work.prepare(candidate)
     code = algorithms.module_of(problem, candidate.algorithm)
     kernel = code.make(problem, dict(candidate.params), threads)
     x, out = work.x, work.out
@@ -135,6 +181,7 @@ def interleave(
     seconds: float = 5.0,
     keep: Key | None = None,
     progress: Callable[[float], None] | None = None,
+    timer: Timer | None = None,
 ) -> dict[Key, Timing]:
     """Time calls in rounds, and drop the clearly slower ones on the way.
 
@@ -149,6 +196,8 @@ def interleave(
         A call that never drops out, so that it can be compared with the fastest.
     progress : callable, optional
         Told the fraction that is done, from 0 to 1, after every round.
+    timer : callable, optional
+        ``timer(call, repeats)`` is the time of each of so many calls, in nanoseconds; by the host's clock if not given.
 
     Returns
     -------
@@ -156,15 +205,15 @@ def interleave(
         A `Timing` for every call. The fastest two (and `keep`) were in every round. What dropped out
         has fewer samples, and at least one.
     """
-    start = monotonic()
-    best = {key: _estimate(call) for key, call in calls.items()}
+    start, sample = monotonic(), timer or _sample
+    best = {key: _estimate(call, sample) for key, call in calls.items()}
     repeats = {key: max(1, math.ceil(SAMPLE_NS / ns)) for key, ns in best.items()}
     samples: dict[Key, list[float]] = {key: [] for key in calls}
     live = list(calls)
     for done in range(1, _ROUNDS[1] + 1):
         turn = done % len(live)
         for key in live[turn:] + live[:turn]:
-            samples[key].append(_sample(calls[key], repeats[key]))
+            samples[key].append(sample(calls[key], repeats[key]))
             best[key] = min(best[key], samples[key][-1])
         elapsed = monotonic() - start
         if progress is not None:
@@ -185,11 +234,11 @@ def _sample(call: Callable[[], None], repeats: int) -> float:
     return max(1, perf_counter_ns() - start) / repeats
 
 
-def _estimate(call: Callable[[], None]) -> float:
+def _estimate(call: Callable[[], None], sample: Timer) -> float:
     """Nanoseconds of one call; the first run, which loads and lays out what later ones find ready, is not counted."""
     call()
-    first = _sample(call, 1)
-    return first if first > 20 * SAMPLE_NS else min(first, _sample(call, 1), _sample(call, 1))
+    first = sample(call, 1)
+    return first if first > 20 * SAMPLE_NS else min(first, sample(call, 1), sample(call, 1))
 
 
 def _survivors(best: dict[Key, float], limit: float, share: float, keep: Key | None) -> list[Key]:

@@ -1,6 +1,7 @@
 """What this machine can do at best: multiply-adds per second, and bytes copied per second.
 
-Both are measured, not looked up, so that "% of peak" compares numbers from the same run.
+Those of the CPU are measured, not looked up, so that "% of peak" compares numbers from the same run. Those of a GPU,
+whose clock is its own business, are computed from what it says of itself.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from fastconv.cpu.kernel import Geometry, fields, record
 from fastconv.cpu.launch import conv_launcher, usable_threads, workspace
 from fastconv.cpu.memory import copy
 from fastconv.jit import job_kernel, source_stamp
+from fastconv.problem import Problem
 
 _FMA = fields("taps", "steps")
 _COPY = fields("elements")
@@ -81,6 +83,21 @@ def best_gflops(dtype: str = "float32", threads: int = 1) -> float:
         if (dtype, team) not in _best_gflops:
             fma_gflops(dtype, team, seconds=0.2)
     return max(_best_gflops[dtype, 1], _best_gflops[dtype, threads])
+
+
+def ceiling(problem: Problem, threads: int) -> float | None:
+    """The most that a problem's device does in GFLOP/s: `best_gflops`, or a GPU's limit; None if that is not known."""
+    if problem.device == "cpu":
+        return best_gflops(problem.dtype, threads)
+    from fastconv.cuda.properties import first
+
+    gpu = first()
+    return None if gpu is None else gpu.fma_gflops(problem.dtype)
+
+
+def now(problem: Problem, threads: int) -> float | None:
+    """`fma_gflops` on the CPU, which other programs use too; a GPU is taken to be free."""
+    return fma_gflops(problem.dtype, threads) if problem.device == "cpu" else ceiling(problem, threads)
 
 
 def fma_gflops(dtype: str = "float32", threads: int = 1, seconds: float = 0.02) -> float:

@@ -17,7 +17,7 @@ from fastconv.descriptor import parse
 from fastconv.problem import ConvProblem, PoolProblem, Problem
 from fastconv.tuning import learn, measure, peak, wisdom
 from fastconv.tuning.check import wrong
-from fastconv.tuning.measure import Timing, Workload
+from fastconv.tuning.measure import Timing
 
 Progress = Callable[[Problem, float, str], None]
 
@@ -87,12 +87,13 @@ def tune(
     Parameters
     ----------
     problems : str, Problem, or an iterable of them
-        Descriptors, names of networks (`fastconv.networks.names`) or problems.
+        Descriptors, names of networks (`fastconv.networks.names`) or problems. Those on a GPU are measured on the first
+        one, and their results compared with the CPU's reference.
     budget : float, optional
         Seconds for all of them together, compilation included; checked between steps, so that a step
         may overrun it. As long as it takes if not given: typically a few seconds each.
     threads : int, optional
-        Threads that kernels may use; Numba's current limit if not given.
+        Threads that kernels on the CPU may use; Numba's current limit if not given.
     retune : bool, default False
         Measure again what is known already.
     progress : callable, optional
@@ -108,8 +109,8 @@ def tune(
     ImportError
         If there is nowhere to store wisdom: platformdirs or filelock is not installed.
     ValueError
-        For a bad descriptor, the gradient of a pooling (it has one kernel), a problem on a GPU, or a thread count
-        out of range.
+        For a bad descriptor, the gradient of a pooling (it has one kernel), a problem on a GPU where there is none, or
+        a thread count out of range.
     """
     return list(tune_each(problems, budget, threads, retune, progress))
 
@@ -128,8 +129,9 @@ def tune_each(
         raise ValueError(f"problems must have a batch of at least 1 to be tuned, got {', '.join(empty)}")
     if fixed := [p.descriptor for p in wanted if p.operation == "pool_backward_input"]:
         raise ValueError(f"there is nothing to choose for the gradient of a pooling, got {', '.join(fixed)}")
-    if there := [p.descriptor for p in wanted if p.device != "cpu"]:
-        raise ValueError(f"problems must be on the CPU to be tuned so far, got {', '.join(there)}")
+    for problem in {p.device: p for p in wanted}.values():
+        with measure.on_device(problem):
+            pass  # raises where there is no such device
     known = {} if retune else {p: wisdom.lookup(p, threads) for p in wanted}
     unknown = sum(known.get(p) is None for p in wanted)
     end = None if budget is None else monotonic() + budget
@@ -141,7 +143,9 @@ def tune_each(
         if left is not None and left <= 0:
             yield Result(problem, "out of budget", wisdom.lookup(problem, threads))
         else:
-            yield tune_one(problem, threads, left and left / unknown, progress)
+            with measure.on_device(problem):
+                result = tune_one(problem, wisdom.usable_threads(problem, threads), left and left / unknown, progress)
+            yield result
         unknown -= 1
 
 
@@ -160,7 +164,7 @@ def check_threads(threads: int | None) -> int:
 
 
 def tune_one(problem: Problem, threads: int, seconds: float | None = None, progress: Progress | None = None) -> Result:
-    """Measure one problem, whatever is known of it, and store the winner.
+    """Measure one problem, whatever is known of it, and store the winner; call it in `measure.on_device`.
 
     Parameters
     ----------
@@ -177,21 +181,24 @@ def tune_one(problem: Problem, threads: int, seconds: float | None = None, progr
     if not kernels:
         return Result(problem, "failed", None, tuple(rejected))
     for_timing = _SECONDS if seconds is None else min(_SECONDS, start + seconds - monotonic())
-    best_peak = peak.best_gflops(problem.dtype, threads)
-    peaks = [peak.fma_gflops(problem.dtype, threads)]
+    best_peak = peak.ceiling(problem, threads)
+    peaks = [peak.now(problem, threads)]
     timings = measure.interleave(
         {trial: call for trial, (_, call) in kernels.items()}, for_timing, incumbent,
-        lambda f: tell(problem, 0.5 + f / 2, "timing"),
+        lambda f: tell(problem, 0.5 + f / 2, "timing"), work.timer,
     )  # fmt: skip
-    peaks.append(peak.fma_gflops(problem.dtype, threads))
+    peaks.append(peak.now(problem, threads))
+    known_peaks = [rate for rate in (best_peak, *peaks) if rate is not None]
     while timings:
         winner = choose(timings, incumbent)
         reason = wrong(problem, work, kernels[winner][1])
         if reason is None:
             workspace = kernels[winner][0].workspace_bytes
-            entry = wisdom.append(_entry(problem, threads, timings, winner, workspace, max(best_peak, *peaks)))
+            best = max(known_peaks, default=None)
+            entry = wisdom.append(_entry(problem, threads, timings, winner, workspace, best))
             tell(problem, 1.0, "done")
-            disturbed = min(peaks) < best_peak / 2 or timings[winner].noise > _TRUSTED_NOISE
+            slowed = best_peak is not None and min(known_peaks) < best_peak / 2
+            disturbed = slowed or timings[winner].noise > _TRUSTED_NOISE
             return Result(problem, "measured", entry, tuple(rejected), disturbed)
         rejected.append(_reject(problem, winner, reason))
         del timings[winner]
@@ -224,7 +231,7 @@ def _trials(problem: Problem, threads: int, known: wisdom.Entry | None) -> tuple
 
 
 def _compile(
-    problem: Problem, trials: list[Trial], work: Workload, rejected: list[str], end: float | None,
+    problem: Problem, trials: list[Trial], work: Any, rejected: list[str], end: float | None,
     tell: Callable[[float, str], None],
 ) -> dict[Trial, tuple[Any, Callable[[], None]]]:  # fmt: skip
     """Kernels and calls of the trials, as many as there is time for but at least two."""
@@ -250,8 +257,9 @@ def _reject(problem: Problem, trial: Trial, reason: str) -> str:
 
 
 def _entry(
-    problem: Problem, threads: int, timings: dict[Trial, Timing], winner: Trial, workspace: int, best_peak: float
-) -> wisdom.Entry:
+    problem: Problem, threads: int, timings: dict[Trial, Timing], winner: Trial, workspace: int,
+    best_peak: float | None,
+) -> wisdom.Entry:  # fmt: skip
     timing = timings[winner]
     others = {t: timings[t].best_ns for t in timings if t.candidate != winner.candidate}
     runner_up = min(others, key=lambda t: others[t]) if others else None
@@ -263,6 +271,6 @@ def _entry(
     )
     return wisdom.Entry(
         problem.descriptor, threads, winner.candidate, winner.threads, timing.median_ns, timing.best_ns,
-        timing.spread, gflops, gflops / best_peak, workspace, runner_up and runner_up.candidate,
+        timing.spread, gflops, best_peak and gflops / best_peak, workspace, runner_up and runner_up.candidate,
         others[runner_up] / timing.best_ns - 1 if runner_up else None, measured=tuple(measured),
     )  # fmt: skip

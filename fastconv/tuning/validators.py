@@ -1,4 +1,4 @@
-"""Facts that must be the same for a measurement to count: versions, CPU, cores and the kernel's source."""
+"""Facts that must be the same for a measurement to count: versions, CPU and cores or GPU, and the kernel's source."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ from fastconv.cpu.host import host
 from fastconv.descriptor import parse
 
 _ROOT = Path(__file__).parents[2]
-_DESCRIPTIONS = ("fastconv.sizes", "fastconv.pooling", "fastconv.problem")
-_IMPORT = re.compile(r"^[ \t]*(?:from (fastconv[.\w]*) import \(?([\w\s,]+)|import (fastconv\.[.\w]+))", re.MULTILINE)
+_DESCRIPTIONS = ("fastconv.sizes", "fastconv.pooling", "fastconv.problem", "fastconv.algorithms")
+_IMPORT = re.compile(
+    r"^[ \t]*(?:from (fastconv[.\w]*) import (?:\(([^)]*)\)|(.*))|import (fastconv\.[.\w]+))", re.MULTILINE
+)
 
 
 @cache
 def _imports(source: Path) -> set[str]:
     """Modules of fastconv that a file imports, and names that it imports from them."""
     found: set[str] = set()
-    for package, names, module in _IMPORT.findall(source.read_text("utf-8")):
-        found |= {module or package, *(f"{package}.{name}" for name in re.findall(r"\w+", names))}
+    for package, names, line, module in _IMPORT.findall(source.read_text("utf-8")):
+        found |= {module or package, *(f"{package}.{name}" for name in re.findall(r"\w+", names or line))}
     return {name for name in found if name.startswith("fastconv.")}
 
 
@@ -45,7 +47,7 @@ def source_hash(module: str) -> str:
     """Hash of a kernel module's source and of all that it imports from fastconv.
 
     An edit of one kernel's file so invalidates that kernel's measurements only. The descriptions of
-    problems are left out: they compute nothing, and every module imports them.
+    problems and the list of algorithms are left out: they compute nothing, and every module imports them.
     """
     files: dict[str, Path] = {}
     waiting = [module]
@@ -62,8 +64,12 @@ def source_hash(module: str) -> str:
 
 
 @cache
-def machine() -> dict[str, Any]:
-    """Versions and CPU, the part that all kernels share."""
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """Versions and CPU, or GPU and driver: the part that all kernels of a device share."""
+    if device == "cuda":
+        from fastconv.cuda.properties import machine as gpu  # asks the driver, so only where there is a use for it
+
+        return {"fastconv": __version__, "numba": version("numba"), **gpu()}
     cpu = host()
     return {
         "fastconv": __version__, "numba": version("numba"), "llvmlite": version("llvmlite"), "cpu": cpu.name,
@@ -80,4 +86,4 @@ def validators(descriptor: str, algorithm: str) -> dict[str, Any]:
         If the algorithm is not registered.
     """
     problem = parse(descriptor)
-    return {**machine(), "source": source_hash(algorithms.source_of(problem, algorithm))}
+    return {**machine(problem.device), "source": source_hash(algorithms.source_of(problem, algorithm))}

@@ -11,7 +11,7 @@ import numba
 from fastconv import algorithms
 from fastconv.algorithms import Candidate
 from fastconv.descriptor import parse
-from fastconv.problem import DTYPES, FORMATS, Problem
+from fastconv.problem import CPU_DTYPES, DTYPES, FORMATS, Problem
 from fastconv.tuning import measure
 
 # Small problems that between them meet every path: kernels are compiled for tiles, not for shapes; those of pooling for
@@ -56,7 +56,7 @@ def menu(dtypes: Iterable[str] = ("float32",)) -> list[tuple[Problem, Candidate]
     ValueError
         For a dtype other than float32 and float64.
     """
-    words = {name: word for word, name in DTYPES.items()}
+    words = {name: word for word, name in DTYPES.items() if name in CPU_DTYPES}
     for dtype in dtypes:
         if dtype not in words:
             raise ValueError(f"dtype must be one of {', '.join(words)}, got {dtype!r}")

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from fastconv import algorithms
 from fastconv.algorithms import Candidate
 from fastconv.descriptor import parse
-from fastconv.problem import Problem
+from fastconv.problem import DEVICES, Problem
 from fastconv.tuning.validators import source_hash, validators
 
 _INSTALL = "the wisdom store needs {}: pip install fastconv[tune]"
@@ -48,7 +48,7 @@ class Entry:
     problem : str
         Descriptor.
     threads : int
-        Threads that were allowed; with the descriptor, the key of the entry.
+        Threads that were allowed, 1 for a problem on a GPU; with the descriptor, the key of the entry.
     candidate : Candidate
         The winner.
     run_threads : int
@@ -57,8 +57,10 @@ class Entry:
         Median and minimum time of a run, in nanoseconds.
     spread : float
         (median - minimum) / minimum.
-    gflops, peak_fraction : float
-        Rate at the minimum, in GFLOP/s, and its share of the FMA peak of `threads` threads.
+    gflops : float
+    peak_fraction : float or None
+        Rate at the minimum, in GFLOP/s, and its share of the FMA peak of `threads` threads, or of the GPU
+        (`fastconv.cuda.properties.Properties.fma_gflops`); None where that is not known.
     workspace : int
         Scratch memory of a run, in bytes.
     runner_up : Candidate, optional
@@ -82,7 +84,7 @@ class Entry:
     best_ns: float
     spread: float
     gflops: float
-    peak_fraction: float
+    peak_fraction: float | None
     workspace: int
     runner_up: Candidate | None = None
     margin: float | None = None
@@ -111,12 +113,12 @@ class Entry:
         KeyError, TypeError, ValueError
             If a field is missing or of the wrong kind. Unknown ones are passed over.
         """
-        descriptor, margin = values["problem"], values["margin"]
+        descriptor, margin, share = values["problem"], values["margin"], values["peak_fraction"]
         parse(descriptor)
         return cls(
             descriptor, int(values["threads"]), _candidate(values["candidate"]), int(values["run_threads"]),
             float(values["ns"]), float(values["best_ns"]), float(values["spread"]), float(values["gflops"]),
-            float(values["peak_fraction"]), int(values["workspace"]),
+            None if share is None else float(share), int(values["workspace"]),
             values["runner_up"] and _candidate(values["runner_up"]), None if margin is None else float(margin),
             str(values["time"]), tuple(map(_measurement, values.get("measured", ()))),
             dict(values.get("sources", {})),
@@ -233,11 +235,15 @@ _EMPTY: dict[tuple[str, int], Entry] = {}
 
 
 class _Index:
-    """Valid entries in memory, by (descriptor, threads); read again when the file has changed."""
+    """The file's rows in memory, read again when it has changed, and those valid here, by (descriptor, threads).
+
+    Which are valid is found out by device, when it is first asked for: that of a GPU takes its driver.
+    """
 
     lock = threading.Lock()
     seen: tuple | None = None
-    valid: dict[tuple[str, int], Entry]
+    rows: list[Row]
+    valid: dict[str, dict[tuple[str, int], Entry]]
     warned: set[Path] = set()  # noqa: RUF012 (shared by design)
 
 
@@ -253,8 +259,8 @@ def _read(store: Path) -> list[Row]:
     return found
 
 
-def index() -> dict[tuple[str, int], Entry]:
-    """`entries` by descriptor and threads; the same object as long as the store is the same."""
+def index(device: str) -> dict[tuple[str, int], Entry]:
+    """Valid entries of a device by descriptor and threads; the same object as long as the store is the same."""
     store = path()
     try:
         state = None if store is None else os.stat(store)
@@ -265,19 +271,27 @@ def index() -> dict[tuple[str, int], Entry]:
     seen = (store, state.st_mtime_ns, state.st_size, state.st_ino)
     with _Index.lock:
         if _Index.seen != seen:
-            usable = [row.entry for row in _read(store) if row.stale is None]
-            _Index.valid, _Index.seen = {(e.problem, e.threads): e for e in usable}, seen
-        return _Index.valid
+            _Index.rows, _Index.valid, _Index.seen = _read(store), {}, seen
+        if device not in _Index.valid:
+            here = [row for row in _Index.rows if parse(row.entry.problem).device == device]
+            usable = [row.entry for row in here if row.stale is None]
+            _Index.valid[device] = {(e.problem, e.threads): e for e in usable}
+        return _Index.valid[device]
+
+
+def usable_threads(problem: Problem, threads: int) -> int:
+    """How many of so many threads count for a problem, and are in the key of its entry: one starts a GPU's kernels."""
+    return threads if problem.device == "cpu" else 1
 
 
 def lookup(problem: Problem, threads: int) -> Entry | None:
     """The most recent valid measurement of a problem on this machine, or None."""
-    return index().get((problem.descriptor, threads))
+    return index(problem.device).get((problem.descriptor, usable_threads(problem, threads)))
 
 
 def entries() -> list[Entry]:
     """Every valid entry of this machine, the most recent for each problem and thread count."""
-    return list(index().values())
+    return [entry for device in DEVICES for entry in index(device).values()]
 
 
 # Writing
