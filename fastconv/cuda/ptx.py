@@ -264,8 +264,7 @@ def to_tf32(typing: Any, value: Any) -> Any:
     """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        bits = builder.bitcast(arguments[0], emit.I32)
-        return emit.instruction(builder, emit.I32, "cvt.rna.tf32.f32 $0, $1;", "=r,r", [bits], pure=True)
+        return _rounded(builder, arguments[0])
 
     return uint32(value if value == uint32 else float32), code
 
@@ -275,9 +274,15 @@ def round_tf32(typing: Any, value: Any) -> Any:
     """``round_tf32(value)``: `to_tf32` as a float32."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return emit.instruction(builder, emit.F32, "cvt.rna.tf32.f32 $0, $1;", "=f,f", arguments, pure=True)
+        return builder.bitcast(_rounded(builder, arguments[0]), emit.F32)
 
     return float32(float32), code
+
+
+def _rounded(builder: Any, value: Any) -> Any:
+    """Bits of a value as TF32; the instruction's result is no register of a float32."""
+    bits = builder.bitcast(value, emit.I32)
+    return emit.instruction(builder, emit.I32, "cvt.rna.tf32.f32 $0, $1;", "=r,r", [bits], pure=True)
 
 
 @intrinsic(simulated.from_bf16)

@@ -93,7 +93,7 @@ def test_nan_and_infinity_pass_through(activation: str | None) -> None:
     problem = ConvProblem.create((1, 2, 4, 4), (2, 2, 1, 1), activation=activation)
     x, weight, _ = make_arrays(problem)
     x[0, 0, 0, 0], x[0, 0, 1, 1], x[0, 1, 2, 2] = np.nan, np.inf, -np.inf
-    for name in algorithms.names("conv", "cuda"):
+    for name in supporting(problem):
         out = poisoned(problem.out_shape, problem.dtype, "contiguous")
         make(problem, name).convolve(sent(x), sent(weight), None, on_gpu(out.array))
         np.testing.assert_allclose(out.array, convolve(problem, x, weight, None), rtol=1e-5)
