@@ -1,0 +1,77 @@
+"""Depthwise convolution on a GPU with every strip, by vectors and by elements, against the float64 oracle."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from simulator import make, on_gpu, sent
+from support import FORMATS, as_format, assert_close, guarded, make_arrays, poisoned, spread
+
+from fastconv import algorithms
+from fastconv.descriptor import parse
+from fastconv.reference import convolve
+from fastconv.reference_backward import conv_input
+
+TEXTS = [
+    "n1c4h3w5k4r3s3p1g4_{}_bias_relu", "n2c8h5w7k8r3s3p1u2g8_{}", "n1c5h4w6k5r2s3p1d2.1g5_{}_bias_leakyrelu",
+    "n1c4h5w6k8r3s3p0.1.2.3u2.1g4_{}_bias_relu6", "n1c12h3w3k12r5s5p2g12_{}_bias", "n1c4h2w3k4r2s2p5g4_{}_bias",
+    "n0c4h3w3k4r1s1g4_{}", "n1c1h4w5k4r3s3p1_{}_bias",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("strip", [1, 2, 4])
+@pytest.mark.parametrize("form", ["nchw", "nhwc"])
+@pytest.mark.parametrize("text", TEXTS)
+def test_forward(text: str, form: str, strip: int) -> None:
+    problem = parse(text.format(form))
+    x, weight, bias = make_arrays(problem)
+    out = poisoned(problem.out_shape, problem.dtype, problem.memory_format)
+    given = as_format(x, problem.memory_format)
+    make(problem, "depthwise", {"strip": strip}).convolve(
+        on_gpu(guarded(given)), sent(weight), sent(bias), on_gpu(out.array)
+    )
+    assert_close(out.array, convolve(problem, x, weight, bias), problem)
+    out.check()
+
+
+@pytest.mark.parametrize("strip", [1, 4])
+@pytest.mark.parametrize("form", ["nchw", "nhwc"])
+@pytest.mark.parametrize("text", TEXTS)
+def test_backward_input(text: str, form: str, strip: int) -> None:
+    problem = parse(text.format(form)).without_epilogue("backward_input")
+    _, weight, _ = make_arrays(problem)
+    grad = np.random.default_rng(1).standard_normal(problem.out_shape).astype(problem.dtype)
+    out = poisoned(problem.in_shape, problem.dtype, problem.memory_format)
+    given = as_format(grad, problem.memory_format)
+    make(problem, "depthwise", {"strip": strip}).convolve(on_gpu(guarded(given)), sent(weight), None, on_gpu(out.array))
+    assert_close(out.array, conv_input(problem, grad, weight), problem)
+    out.check()
+
+
+def test_a_transposed_convolution_starts_with_its_bias() -> None:
+    problem = parse("n2c4h5w7k4r3s3p1u2g4_nhwc_bias_dgrad")
+    _, weight, bias = make_arrays(problem)
+    grad = np.random.default_rng(1).standard_normal(problem.out_shape).astype(problem.dtype)
+    out = poisoned(problem.in_shape, problem.dtype, problem.memory_format)
+    make(problem, "depthwise").convolve(on_gpu(as_format(grad, problem.memory_format)), sent(weight), sent(bias),
+                                        on_gpu(out.array))  # fmt: skip
+    assert_close(out.array, conv_input(problem, grad, weight) + bias[:, None, None], problem)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_arrays_of_any_strides(memory_format: str) -> None:
+    problem = parse("n2c4h3w5k4r3s3p1g4_nhwc_bias")
+    x, weight, bias = make_arrays(problem)
+    out = poisoned(problem.out_shape, problem.dtype, memory_format)
+    kernel = make(problem, "depthwise")
+    kernel.convolve(on_gpu(spread(x, memory_format)), sent(weight), sent(bias), on_gpu(out.array))
+    assert_close(out.array, convolve(problem, x, weight, bias), problem)
+    out.check()
+
+
+@pytest.mark.parametrize(("text", "why"), [
+    ("n1c4h3w3k4r3s3g2", "one channel"), ("n1c4h3w3k4r3s3g4_f64", "float32"), ("n1c4h6w6k4r3s3g4_max2u2", "pool"),
+])  # fmt: skip
+def test_what_it_does_not_take(text: str, why: str) -> None:
+    reason = algorithms.module("conv", "depthwise", "cuda").unsupported(parse(text))
+    assert reason is not None and why in reason
