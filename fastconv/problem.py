@@ -222,9 +222,8 @@ class PoolProblem:
 
     def __post_init__(self) -> None:
         _check_choice("direction", self.direction, ("forward", "backward_input"))
-        _check_choice("device", self.device, DEVICES)
+        _check_arithmetic(self.dtype, self.device)
         _check_sizes(self.batch, channels=self.channels, height=self.in_size[0], width=self.in_size[1])
-        _check_choice("dtype", self.dtype, CPU_DTYPES)
         _check_choice("memory_format", self.memory_format, tuple(_FORMAT_WORD))
 
     @property

@@ -16,6 +16,7 @@ from typing import NamedTuple
 _INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?!@!PT)(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
 _LABEL = re.compile(r"\.(L_x_\d+):")
 _BRANCH = re.compile(r"\sBRA\b.*`\(\.(L_x_\d+)\)")
+_PARAMETER = re.compile(r"Ordinal\s*:\s*0x([0-9a-f]+)\s+Offset\s*:\s*0x[0-9a-f]+\s+Size\s*:\s*0x([0-9a-f]+)")
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+)")
 
 
@@ -64,6 +65,12 @@ def registers(cubin: bytes) -> Registers:
     match = _USAGE.search(_output("cuobjdump", ["--dump-resource-usage"], cubin))
     assert match is not None
     return Registers(*map(int, match.groups()))
+
+
+def parameters(cubin: bytes) -> list[int]:
+    """Bytes of each parameter of the kernel, in order."""
+    found = _PARAMETER.findall(_output("cuobjdump", ["--dump-elf"], cubin))
+    return [int(size, 16) for _, size in sorted((int(ordinal, 16), size) for ordinal, size in found)]
 
 
 def _opcodes(lines: list[str]) -> Iterator[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from typing import Any
 
 import pytest
-from machine_code import disassemble, main_loop, missing, opcodes, registers
+from machine_code import disassemble, main_loop, missing, opcodes, parameters, registers
 
 pytest.importorskip("numba_cuda")
 if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1":
@@ -29,8 +30,10 @@ from fastconv.cuda import (
     tiled,
     updates,
 )  # fmt: skip
+from fastconv.cuda.driver import _scalars
 from fastconv.cuda.gemm import Tile
 from fastconv.cuda.kernel import Kernel
+from fastconv.cuda.toolkit import types
 from fastconv.descriptor import parse
 
 TARGETS = [(8, 0), (9, 0, "a")]
@@ -90,3 +93,19 @@ def test_plain_kernels_compile(dtype: str) -> None:
         code = kernel.cubin((8, 0))
         assert kernel.name.encode() in code, "the entry has another name than the one that it is loaded by"
         assert registers(code).stack <= 64, kernel.name
+        assert parameters(code) == passed(kernel), kernel.name
+
+
+def passed(kernel: Kernel) -> list[int]:
+    """Bytes of each argument that a launch passes to the driver."""
+    found = []
+    for kind in kernel.arguments:
+        if isinstance(kind, types.CPointer):
+            found.append(8)
+        else:
+            count, real = (kind.count, kind.dtype) if isinstance(kind, types.NamedUniTuple) else (1, kind)
+            value = (0,) * count if isinstance(kind, types.NamedUniTuple) else 0
+            sizes = [ctypes.sizeof(number) for number in _scalars((kind,), (value,))]
+            assert sizes == [real.bitwidth // 8] * count
+            found += sizes
+    return found

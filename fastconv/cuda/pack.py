@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import NamedTuple
 
-from fastconv.cuda.arrays import DeviceArray, as_device_array, library_of
+from fastconv.cuda.arrays import DeviceArray, scratch
 from fastconv.cuda.gemm import DEPTH
 from fastconv.cuda.kernel import Kernel, Launch
 from fastconv.cuda.toolkit import cuda, float32, int64, numbers, pointer
@@ -83,9 +83,7 @@ class FilterPacker:
         self._launches: dict[tuple[int, ...], Launch] = {}  # by the weights' strides
 
     def __call__(self, weight: DeviceArray) -> DeviceArray:
-        library = library_of(weight.owner)
-        assert library is not None
-        packed = as_device_array(library.new((self.size,), (1,), self.problem.dtype, weight.owner), "packed")
+        packed = scratch(self.size, weight)
         self._launch(weight.strides)((weight, packed), weight.stream)
         return packed
 

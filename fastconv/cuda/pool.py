@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fastconv.algorithms import Params
 from fastconv.cuda.arrays import DeviceArray
+from fastconv.cuda.codec import codec
 from fastconv.cuda.conv_kernel import DeviceKernel, Strides
 from fastconv.cuda.elements import at, place
 from fastconv.cuda.geometry import Steps
 from fastconv.cuda.kernel import Kernel, Launch
 from fastconv.cuda.reference import THREADS, blocks_for, space
-from fastconv.cuda.toolkit import cuda, device, int64, numbers, pointer, types
+from fastconv.cuda.toolkit import cuda, device, int64, numbers, pointer
 from fastconv.cuda.window import Norm, Window, mode_of, reduction
 from fastconv.problem import PoolProblem
 
@@ -51,17 +52,23 @@ def make(problem: PoolProblem, params: Params, threads: int) -> ReferencePool:
     return ReferencePool(problem)
 
 
-@device
-def _pixel(source, row, column):
-    """A value of a map, `source`: memory, its first element in it, and the steps to the next row and column."""
-    x, first, x_row, x_column = source
-    return x[first + row * x_row + column * x_column]
+@cache
+def _pixel(dtype: str) -> Any:
+    _, _, read, _ = codec(dtype)
+
+    @device
+    def pixel(source, row, column):
+        """A value of a map, `source`: memory, its first element in it, and the steps to the next row and column."""
+        x, first, x_row, x_column = source
+        return read(x, first + row * x_row + column * x_column)
+
+    return pixel
 
 
 @cache
 def _pool(dtype: str, mode: int, with_indices: bool) -> Kernel:
-    real = getattr(types, dtype)
-    reduced = reduction(mode, dtype, _pixel)
+    stored, real, _, write = codec(dtype)
+    reduced = reduction(mode, str(real), _pixel(dtype))
 
     def pool(x, indices, out, g, window, norm, x_steps, index_steps, out_steps):
         index, step = cuda.grid(1), cuda.gridsize(1)
@@ -69,12 +76,12 @@ def _pool(dtype: str, mode: int, with_indices: bool) -> Kernel:
             n, c, i, j = place(index, g.channels, window.out_height, window.out_width, g.channels_last)
             source = (x, at(x_steps, n, c, 0, 0), x_steps.row, x_steps.column)
             value, where = reduced(source, i, j, window, norm)
-            out[at(out_steps, n, c, i, j)] = value
+            write(out, at(out_steps, n, c, i, j), value)
             if with_indices:
                 indices[at(index_steps, n, c, i, j)] = where
             index += step
 
-    array, steps = pointer(real), numbers(int64, Steps)
+    array, steps = pointer(stored), numbers(int64, Steps)
     kinds = (
         array, pointer(int64), array, numbers(int64, PoolGeometry), numbers(int64, Window), numbers(real, Norm),
         steps, steps, steps,

@@ -11,13 +11,14 @@ from typing import Any
 
 from fastconv.algorithms import Params
 from fastconv.cuda.arrays import DeviceArray
+from fastconv.cuda.codec import codec
 from fastconv.cuda.conv_kernel import DeviceKernel, Strides
 from fastconv.cuda.elements import at, place
 from fastconv.cuda.geometry import Steps
 from fastconv.cuda.kernel import Kernel, Launch
 from fastconv.cuda.pool import PoolGeometry, cost
 from fastconv.cuda.reference import THREADS, blocks_for, space
-from fastconv.cuda.toolkit import cuda, device, int64, numbers, pointer, types
+from fastconv.cuda.toolkit import cuda, device, int64, numbers, pointer
 from fastconv.cuda.window import (
     AVERAGE,
     MAX,
@@ -46,8 +47,7 @@ def make(problem: PoolProblem, params: Params, threads: int) -> ReferencePoolInp
 
 
 @cache
-def _norm_share(dtype: str, mode: int) -> Any:
-    real = getattr(types, dtype)
+def _norm_share(real: Any, mode: int) -> Any:
 
     @device
     def norm_share(share, y, norm):
@@ -63,7 +63,8 @@ def _norm_share(dtype: str, mode: int) -> Any:
 
 @cache
 def _pool_input(dtype: str, mode: int) -> Kernel:
-    real, norm_share = getattr(types, dtype), _norm_share(dtype, mode)
+    stored, real, read, write = codec(dtype)
+    norm_share = _norm_share(real, mode)
 
     def pool_input(grad, saved, x, out, g, w, norm, grad_steps, saved_steps, x_steps, out_steps):
         index, step = cuda.grid(1), cuda.gridsize(1)
@@ -75,7 +76,7 @@ def _pool_input(dtype: str, mode: int) -> Kernel:
             for i in range(first_i, last_window(row, w.stride_h, w.top, w.out_height)):
                 rows = covered(i * w.stride_h - w.top, w.kernel_h, w.top, w.height, w.include_pad)
                 for j in range(first_j, last_window(column, w.stride_w, w.left, w.out_width)):
-                    share = grad[at(grad_steps, n, c, i, j)]
+                    share = read(grad, at(grad_steps, n, c, i, j))
                     if mode == MAX:
                         if saved[at(saved_steps, n, c, i, j)] == row * w.width + column:
                             total += share
@@ -83,16 +84,16 @@ def _pool_input(dtype: str, mode: int) -> Kernel:
                         columns = covered(j * w.stride_w - w.left, w.kernel_w, w.left, w.width, w.include_pad)
                         share /= real(rows * columns)
                         if mode != AVERAGE:
-                            share = norm_share(share, saved[at(saved_steps, n, c, i, j)], norm)
+                            share = norm_share(share, read(saved, at(saved_steps, n, c, i, j)), norm)
                         total += share
             if mode == SQUARES:
-                total *= x[at(x_steps, n, c, row, column)]
+                total *= read(x, at(x_steps, n, c, row, column))
             elif mode == POWERS:
-                total *= x[at(x_steps, n, c, row, column)] ** (norm.power - real(1))
-            out[at(out_steps, n, c, row, column)] = total
+                total *= read(x, at(x_steps, n, c, row, column)) ** (norm.power - real(1))
+            write(out, at(out_steps, n, c, row, column), total)
             index += step
 
-    array, steps = pointer(real), numbers(int64, Steps)
+    array, steps = pointer(stored), numbers(int64, Steps)
     kinds = (
         array, pointer(int64) if mode == MAX else array, array, array, numbers(int64, PoolGeometry),
         numbers(int64, Window), numbers(real, Norm), steps, steps, steps, steps,

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import Any
 
 from fastconv.algorithms import Params
 from fastconv.cuda.arrays import DeviceArray
 from fastconv.cuda.conv_kernel import ConvKernel, Packed, Strides, check_reach
-from fastconv.cuda.gather import MOST_TAPS, WalkGeometry, gathering, own_pixels, own_terms
+from fastconv.cuda.gather import MOST_TAPS, WalkGeometry, gathering, image_pixel, own_pixels, own_terms
 from fastconv.cuda.gemm import DEPTH, STAGES, Tile, multiplication, place_of
 from fastconv.cuda.geometry import Epilogue
 from fastconv.cuda.kernel import MOST_BLOCKS, Kernel, Launch
@@ -31,6 +32,11 @@ _ARRIVING = STAGES - 2
 
 def unsupported(problem: ConvProblem) -> str | None:
     """Why this algorithm cannot compute `problem`, or None if it can."""
+    return "it does not pool" if problem.pool else unsupported_product(problem)
+
+
+def unsupported_product(problem: ConvProblem) -> str | None:
+    """Why sums cannot be computed this way, whatever is done with them."""
     if problem.dtype != "float32":
         return f"it computes float32, not {problem.dtype}"
     if max(math.prod(shape) for shape in (problem.in_shape, problem.weight_shape, problem.out_shape)) >= 1 << 30:
@@ -39,7 +45,7 @@ def unsupported(problem: ConvProblem) -> str | None:
         return "it has too many groups, or weights that fill too much with whole tiles"
     if max(problem.kernel_size) > MOST_TAPS:
         return f"its kernel has more than {MOST_TAPS} rows or columns"
-    return "it does not pool" if problem.pool else None
+    return None
 
 
 def space(problem: ConvProblem) -> list[Params]:
@@ -62,14 +68,17 @@ def make(problem: ConvProblem, params: Params, threads: int) -> Tiled:
 
 
 @cache
-def compiled(tile: Tile, channels_last: bool) -> Kernel:
-    """The kernel for a tile and the memory format of x."""
-    THREADS, SLICE, LEFT, COLUMNS = tile.threads, tile.slice, tile.left_slice, tile.columns
-    ROWS, COPIES, LANES = tile.rows, DEPTH * tile.columns // 4 // tile.threads, tile.columns // 4
-    PIXELS, TERMS = own_pixels(tile, channels_last), own_terms(tile, channels_last)
-    start, copy, advance = gathering(tile, channels_last)
+def accumulation(tile: Tile, channels_last: bool, pixel_of: Any = image_pixel) -> Any:
+    """The device function that computes a thread's sums.
+
+    ``accumulate(shared, x, weight, g, thread, first, group, first_filter, sums, a, b, pixels, terms, rows, columns)``;
+    `first` tells `pixel_of` where the tile is, and those from `sums` on are local arrays: (8, 8), 8 and 8 of float32,
+    then what `gathering` wants.
+    """
+    THREADS, SLICE, LEFT = tile.threads, tile.slice, tile.left_slice
+    COPIES, LANES = DEPTH * tile.columns // 4 // tile.threads, tile.columns // 4
+    start, copy, advance = gathering(tile, channels_last, pixel_of)
     place, multiply = place_of(tile), multiplication(tile)
-    stash, write = storing(tile)
 
     @device
     def copy_weights(shared, at, weight, element, g):
@@ -77,18 +86,12 @@ def compiled(tile: Tile, channels_last: bool) -> Kernel:
             source = int32(element + i * (THREADS // LANES) * g.padded_filters)
             copy_async16(shared, int32(at + i * THREADS * 4), weight, source, True)
 
-    def tiled(x, weight, bias, out, g, epilogue):
-        shared = cuda.shared.array(0, float32)
-        sums = cuda.local.array((8, 8), float32)
-        a, b = cuda.local.array(8, float32), cuda.local.array(8, float32)
-        pixels, terms = cuda.local.array((PIXELS, 2), int32), cuda.local.array((TERMS, 3), int32)
-        thread, group = int32(cuda.threadIdx.x), int32(cuda.blockIdx.z)
-        first_pixel, first_filter = int32(cuda.blockIdx.x * ROWS), int32(cuda.blockIdx.y * COLUMNS)
+    @device
+    def accumulate(shared, x, weight, g, thread, first, group, first_filter, sums, a, b, pixels, terms, rows, columns):
         for i in range(8):
             for j in range(8):
                 sums[i, j] = float32(0)
-        rows, columns = cuda.local.array(PIXELS, int32), cuda.local.array(PIXELS, int32)
-        left_place = start(g, thread, first_pixel, group, pixels, terms, rows, columns)
+        left_place = start(g, thread, first, group, pixels, terms, rows, columns)
         right_place = int32(LEFT + thread * 4)
         element = int32((group * g.slices * DEPTH + thread // LANES) * g.padded_filters)
         element = int32(element + first_filter + thread % LANES * 4)
@@ -115,6 +118,29 @@ def compiled(tile: Tile, channels_last: bool) -> Kernel:
             ready = int32(0) if ready == (STAGES - 1) * SLICE else int32(ready + SLICE)
             left -= int32(1)
         cuda.syncthreads()  # nobody reads slices any more
+
+    return accumulate
+
+
+@cache
+def compiled(tile: Tile, channels_last: bool) -> Kernel:
+    """The kernel for a tile and the memory format of x."""
+    ROWS, COLUMNS = tile.rows, tile.columns
+    PIXELS, TERMS = own_pixels(tile, channels_last), own_terms(tile, channels_last)
+    accumulate = accumulation(tile, channels_last)
+    stash, write = storing(tile)
+
+    def tiled(x, weight, bias, out, g, epilogue):
+        shared = cuda.shared.array(0, float32)
+        sums = cuda.local.array((8, 8), float32)
+        a, b = cuda.local.array(8, float32), cuda.local.array(8, float32)
+        pixels, terms = cuda.local.array((PIXELS, 2), int32), cuda.local.array((TERMS, 3), int32)
+        rows, columns = cuda.local.array(PIXELS, int32), cuda.local.array(PIXELS, int32)
+        thread, group = int32(cuda.threadIdx.x), int32(cuda.blockIdx.z)
+        first_pixel, first_filter = int32(cuda.blockIdx.x * ROWS), int32(cuda.blockIdx.y * COLUMNS)
+        accumulate(
+            shared, x, weight, g, thread, first_pixel, group, first_filter, sums, a, b, pixels, terms, rows, columns
+        )
         stash(shared, sums, thread, 0)
         cuda.syncthreads()
         write(shared, out, bias, g, epilogue, thread, first_pixel, first_filter, group)
@@ -152,9 +178,16 @@ class Tiled(ConvKernel):
         return self._launch(x, out, False)
 
     def _launch(self, x: Strides, out: Strides, vectors: bool) -> Launch:
+        p, tile = self.problem, self.tile
+        grid = (-(-p.batch * math.prod(p.conv_size) // tile.rows), self.packer.columns // tile.columns, p.groups)
+        values = (self.geometry(x, out, vectors), Epilogue.of(p.activation))
+        return Launch(compiled(tile, x[1] == 1), grid, values, tile.shared_bytes)
+
+    def geometry(self, x: Strides, out: Strides, vectors: bool) -> WalkGeometry:
+        """The walk over images with these strides; `vectors` says that results can be stored by 16 bytes."""
         check_reach(self.problem.in_shape, x)
         check_reach(self.problem.out_shape, out)
-        p, tile = self.problem, self.tile
+        p = self.problem
         filters, pixels = p.out_channels // p.groups, p.batch * math.prod(p.conv_size)
         (top, _), (left, _) = p.padding
         numbers: tuple[int, ...] = (
@@ -162,6 +195,4 @@ class Tiled(ConvKernel):
             top, left, *p.dilation, p.dilation[0] * x[2], p.dilation[1] * x[3], *x, 0, *out, self.packer.columns,
             self.packer.terms // DEPTH, int(p.bias), int(vectors),
         )  # fmt: skip
-        grid = (-(-pixels // tile.rows), self.packer.columns // tile.columns, p.groups)
-        values = (WalkGeometry(*numbers), Epilogue.of(p.activation))
-        return Launch(compiled(tile, x[1] == 1), grid, values, tile.shared_bytes)
+        return WalkGeometry(*numbers)

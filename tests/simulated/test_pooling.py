@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from simulator import make, on_gpu, sent
 from support import FORMATS, as_format, assert_close, guarded, poisoned, spread
+from test_mma import EPSILON, NAN, loaded, stored
+from test_mma import sent as sent_bits
 
 from fastconv import algorithms
 from fastconv.descriptor import parse
@@ -187,3 +189,36 @@ def test_indices_that_do_not_fit_are_named() -> None:
     for wrong in (indices.astype(np.float64), indices[..., :1]):
         with pytest.raises(ValueError, match=r"indices must be int64 of shape \(1, 1, 2, 2\), got"):
             kernel.run(sent(x), out, sent(wrong))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("pool", ["max3u2p1", "avg3u2p1nopad", "lp2u2n2", "lp2u2n3"])
+def test_elements_of_16_bits(pool: str, dtype: str) -> None:
+    exact = parse(f"n2c3h5w4_{pool}")
+    problem = replace(exact, dtype=dtype, device="cuda")
+    x, grad = (loaded(stored(abs(a), dtype), dtype) for a in (image(exact), gradient(exact)))
+    values, indices = pooling(exact, x)
+    y = loaded(stored(values, dtype), dtype)
+    out = filled(problem.out_shape)
+    if problem.pool.mode == "max":
+        found = np.full(problem.out_shape, -5, np.int64)
+        make(replace(problem, return_indices=True), "reference").run(
+            sent_bits(x, dtype), replace(on_gpu(out), dtype=dtype), on_gpu(found)
+        )
+        np.testing.assert_array_equal(found, indices)
+        saved, kept = (on_gpu(found),), (indices,)
+    else:
+        make(problem, "reference").run(sent_bits(x, dtype), replace(on_gpu(out), dtype=dtype))
+        saved, kept = ((sent_bits(y, dtype), sent_bits(x, dtype)), (y, x)) if problem.pool.mode == "lp" else ((), ())
+    eps = EPSILON[dtype]
+    np.testing.assert_allclose(loaded(out, dtype), values, rtol=eps, atol=eps)
+    of_input = filled(problem.in_shape)
+    backward = replace(problem, direction="backward_input")
+    make(backward, "reference").run(sent_bits(grad, dtype), replace(on_gpu(of_input), dtype=dtype), *saved)
+    expected = pool_input(replace(exact, direction="backward_input"), grad, *kept)
+    np.testing.assert_allclose(loaded(of_input, dtype), expected, rtol=eps, atol=eps)
+
+
+def filled(shape: tuple[int, ...]) -> np.ndarray:
+    """Memory for elements of 16 bits, all NaN, that ends at a forbidden page."""
+    return guarded(np.full(shape, NAN[2], np.int16))

@@ -16,7 +16,7 @@ from fastconv.dispatch import kernel_for
 from fastconv.functional.calls import CallCache
 from fastconv.problem import MemoryFormat
 
-FLOATS = ("float32", "float64")  # what kernels other than a convolution's compute
+FLOATS = ("float32", "float64")  # what kernels of other layers than convolution and pooling compute
 
 
 def as_image(x: Any, name: str, dtypes: tuple[str, ...] = DTYPES) -> tuple[DeviceArray, tuple[int, ...]]:

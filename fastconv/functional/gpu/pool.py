@@ -8,7 +8,6 @@ from fastconv.arrays import dense_strides
 from fastconv.cuda.arrays import DeviceArray, as_device_array
 from fastconv.functional.calls import CallCache
 from fastconv.functional.gpu.arrays import (
-    FLOATS,
     as_image,
     check_fit,
     check_place,
@@ -26,7 +25,7 @@ _calls = CallCache()
 
 def pool(x: Any, window: tuple, return_indices: bool, algorithm: str | None, out: Any) -> Any:
     """The functions of `fastconv.functional.pool`; `window` are the arguments of a `Pool`."""
-    image, missing = as_image(x, "x", FLOATS)
+    image, missing = as_image(x, "x")
 
     def describe() -> PoolProblem:
         pool = Pool(*window)
@@ -71,7 +70,7 @@ def _gradient(
     grad_output: Any, input_size: tuple[int, ...], window: tuple | None, saved: dict[str, DeviceArray],
     algorithm: str | None, out: Any,
 ) -> Any:  # fmt: skip
-    grad, missing = as_image(grad_output, "grad_output", FLOATS)
+    grad, missing = as_image(grad_output, "grad_output")
     for name, array in saved.items():
         shape = grad.shape[len(missing) :]
         if name != "input" and array.shape != shape:

@@ -1,0 +1,111 @@
+"""Implicit GEMM in float32 with bias, activation and pooling in one pass: the unpooled map is never in memory.
+
+As `fastconv.cuda.tiled`, but the rows of a tile are patches of a map that hold whole windows
+(`fastconv.cuda.pool_tile`).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+from fastconv.algorithms import Params
+from fastconv.cuda.conv_kernel import Strides
+from fastconv.cuda.gather import WalkGeometry, own_pixels, own_terms
+from fastconv.cuda.gemm import Tile
+from fastconv.cuda.geometry import Epilogue
+from fastconv.cuda.kernel import Kernel, Launch
+from fastconv.cuda.pool_tile import Patches, patch_pixel, patches_of, pooled_bytes, pooling, window_pixels
+from fastconv.cuda.product_cost import blocks_at_once, product_ns
+from fastconv.cuda.tiled import TILES, Tiled, accumulation, unsupported_product
+from fastconv.cuda.toolkit import cuda, float32, int32, numbers, pointer
+from fastconv.cuda.window import Norm, Window, mode_of
+from fastconv.problem import ConvProblem
+
+
+def unsupported(problem: ConvProblem) -> str | None:
+    """Why this algorithm cannot compute `problem`, or None if it can."""
+    if problem.pool is None:
+        return "there is no pooling"
+    most = max(rows for rows, _ in TILES)
+    if window_pixels(problem.pool) > most:
+        return f"a window spans more than the {most} pixels of a tile"
+    return unsupported_product(problem)
+
+
+def space(problem: ConvProblem) -> list[Params]:
+    """Those of `fastconv.cuda.tiled` that a window fits into."""
+    assert problem.pool is not None
+    pixels, filters = window_pixels(problem.pool), problem.out_channels // problem.groups
+    fitting = [(m, n) for m, n in TILES if m >= pixels]
+    narrowest = min(n for _, n in fitting)
+    return [{"pixels": m, "filters": n} for m, n in fitting if n < 2 * filters or n == narrowest]
+
+
+def cost(problem: ConvProblem, params: Params) -> float:
+    """Predicted time in nanoseconds on a large GPU: with what neighbouring patches compute twice."""
+    tile = Tile(params["pixels"], params["filters"])
+    patches = _patches(problem, tile)
+    filters, terms = problem.out_channels // problem.groups, math.prod(problem.weight_shape[1:])
+    return product_ns(tile, patches.tiles * tile.rows, filters, terms, problem.groups)
+
+
+def make(problem: ConvProblem, params: Params, threads: int) -> TiledPool:
+    """The kernel of a problem; `threads` are of the CPU and change nothing."""
+    return TiledPool(problem, params)
+
+
+def _patches(problem: ConvProblem, tile: Tile) -> Patches:
+    assert problem.pool is not None
+    return patches_of(problem.pool, problem.conv_size, problem.batch, tile.rows)
+
+
+@cache
+def compiled(tile: Tile, channels_last: bool, mode: int) -> Kernel:
+    """The kernel for a tile, the memory format of x, and a mode of `fastconv.cuda.window`."""
+    COLUMNS = tile.columns
+    PIXELS, TERMS = own_pixels(tile, channels_last), own_terms(tile, channels_last)
+    accumulate = accumulation(tile, channels_last, patch_pixel)
+    stash, write = pooling(tile, mode)
+
+    def tiled_pool(x, weight, bias, out, g, epilogue, patches, window, norm):
+        shared = cuda.shared.array(0, float32)
+        sums = cuda.local.array((8, 8), float32)
+        a, b = cuda.local.array(8, float32), cuda.local.array(8, float32)
+        pixels, terms = cuda.local.array((PIXELS, 2), int32), cuda.local.array((TERMS, 3), int32)
+        rows, columns = cuda.local.array(PIXELS, int32), cuda.local.array(PIXELS, int32)
+        thread, group = int32(cuda.threadIdx.x), int32(cuda.blockIdx.z)
+        first_patch, first_filter = int32(cuda.blockIdx.x * patches.per_tile), int32(cuda.blockIdx.y * COLUMNS)
+        first = (patches, window, first_patch)
+        accumulate(shared, x, weight, g, thread, first, group, first_filter, sums, a, b, pixels, terms, rows, columns)
+        stash(shared, bias, g, epilogue, sums, thread, 0, first_filter, group)
+        cuda.syncthreads()
+        write(shared, out, g, patches, window, norm, thread, first_patch, first_filter, group)
+        cuda.syncthreads()
+        second = int32(first_filter + COLUMNS // 2)
+        stash(shared, bias, g, epilogue, sums, thread, 4, second, group)
+        cuda.syncthreads()
+        write(shared, out, g, patches, window, norm, thread, first_patch, second, group)
+
+    array = pointer(float32)
+    kinds = (
+        array, array, array, array, numbers(int32, WalkGeometry), numbers(float32, Epilogue), numbers(int32, Patches),
+        numbers(int32, Window), numbers(float32, Norm),
+    )  # fmt: skip
+    variant = (tile.rows, tile.columns, mode, "nhwc" if channels_last else "nchw")
+    return Kernel(tiled_pool, kinds, variant, threads=tile.threads, blocks=blocks_at_once(tile))
+
+
+class TiledPool(Tiled):
+    """Forward convolution and pooling by implicit GEMM."""
+
+    def _launch(self, x: Strides, out: Strides, vectors: bool) -> Launch:
+        p, tile = self.problem, self.tile
+        assert p.pool is not None
+        patches = _patches(p, tile)
+        grid = (patches.tiles, self.packer.columns // tile.columns, p.groups)
+        values = (
+            self.geometry(x, out, vectors), Epilogue.of(p.activation), patches, Window.of(p.pool, p.conv_size),
+            Norm.of(p.pool),
+        )  # fmt: skip
+        return Launch(compiled(tile, x[1] == 1, mode_of(p.pool)), grid, values, pooled_bytes(tile))
