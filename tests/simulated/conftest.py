@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 
-# The simulator is on for a whole process or not at all.
+# The simulator is on for a whole process or not at all. The benchmark for GPUs compares with PyTorch.
 collect_ignore_glob = [] if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1" else ["test_*.py"]
+collect_ignore = [] if find_spec("torch") else ["test_bench_gpu.py"]
 
 
 @pytest.fixture(autouse=True, scope="session")
