@@ -11,6 +11,7 @@ from fastconv.functional.local import locally_connected2d
 from fastconv.functional.pool import avg_pool2d, global_avg_pool2d, global_max_pool2d, lp_pool2d, max_pool2d
 from fastconv.functional.transposed import conv_transpose2d
 from fastconv.gradcheck import GradcheckError, gradcheck
+from fastconv.images import from_images, random_crop, random_horizontal_flip
 from fastconv.plan import Plan, plan
 from fastconv.pooling import Pool
 from fastconv.precision import set_float32_precision
@@ -32,6 +33,7 @@ __all__ = [
     "conv2d",
     "conv_output_size",
     "conv_transpose2d",
+    "from_images",
     "global_avg_pool2d",
     "global_max_pool2d",
     "grad",
@@ -45,6 +47,8 @@ __all__ = [
     "optim",
     "parse",
     "plan",
+    "random_crop",
+    "random_horizontal_flip",
     "save",
     "set_float32_precision",
     "set_mode",

@@ -30,7 +30,7 @@ ORDER = [
     ["plan", "functional"],  # plans on a GPU check arguments as functions do
     ["grad"],
     ["nn"],
-    ["optim", "gradcheck", "checkpoint"],
+    ["optim", "gradcheck", "checkpoint", "images"],
     ["demo"],
     [""],  # fastconv/__init__.py
     ["cli", "__main__"],

@@ -17,7 +17,7 @@ from fastconv.cpu import emit
 from fastconv.cpu.host import host
 from fastconv.jit import inline
 
-_ELEMENT = {4: types.float32, 8: types.float64}
+_ELEMENT = {1: types.uint8, 4: types.float32, 8: types.float64}
 
 
 def _at(context: Any, builder: Any, address: Any, index: Any, element: Any) -> Any:
@@ -27,7 +27,7 @@ def _at(context: Any, builder: Any, address: Any, index: Any, element: Any) -> A
 
 @intrinsic(prefer_literal=True)
 def get(typingctx, address, index, ITEM):
-    """The float of ITEM (4 or 8) bytes at `address`, `index` elements on."""
+    """The float of ITEM (4 or 8) bytes, or the uint8, at `address`, `index` elements on."""
     element = _ELEMENT[ITEM.literal_value]
 
     def codegen(context, builder, signature, args):
