@@ -120,7 +120,7 @@ def test_a_descriptor_says_what_its_grammar_says(text: str, expected: Problem) -
         ("n1c3h9w9", "neither a kernel"),
         ("n1c3h9w9k4r3s3_f8", "'f8'"),
         ("n1c3h9w9k4r3s3_bf16", "on device 'cpu'"),
-        ("n1c3h9w9_max2_bf16_cuda", "dtype"),
+        ("n1c3h9w9_max2_bf16", "on device 'cpu'"),
         ("n1c3h9w9k4r3s3_f64_tf32_cuda", "precision"),
         ("n1c3h2w9k4r3s3", "kernel_size 3"),
         ("n1c3h9w9k4r3s3p1.2.3", "padding"),

@@ -212,7 +212,7 @@ def test_errors() -> None:
     with pytest.raises(TypeError, match=r"arrays of DLPack must be one of .*, got type \(5, 32\)"):
         fastconv.avg_pool2d(unknown, 2)
     assert len(unknown.deleted) == 1
-    with pytest.raises(TypeError, match="x must be float32 or float64, got int64"):
+    with pytest.raises(TypeError, match="x must be float32, float64, float16 or bfloat16, got int64"):
         fastconv.avg_pool2d(Producer(np.zeros((1, 2, 2), "int64")), 2)
     spent = Producer(image())
     capsule = spent.__dlpack__()
