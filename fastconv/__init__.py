@@ -17,6 +17,7 @@ from fastconv.pooling import Pool
 from fastconv.precision import set_float32_precision
 from fastconv.problem import ConvProblem, PoolProblem
 from fastconv.sizes import conv_output_size
+from fastconv.summary import summary
 from fastconv.tuning import tune
 
 __all__ = [
@@ -52,5 +53,6 @@ __all__ = [
     "save",
     "set_float32_precision",
     "set_mode",
+    "summary",
     "tune",
 ]

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "fastconv"
 # A module imports from its own row and from those above. A name stands for a module or a package.
 ORDER = [
     ["_version"],
-    ["sizes", "jit"],
+    ["sizes", "jit", "free_memory"],
     ["pooling"],
     ["problem"],
     ["algorithms", "descriptor", "networks", "arrays", "local_problem"],
@@ -30,7 +30,7 @@ ORDER = [
     ["plan", "functional"],  # plans on a GPU check arguments as functions do
     ["grad"],
     ["nn"],
-    ["optim", "gradcheck", "checkpoint", "images"],
+    ["optim", "gradcheck", "checkpoint", "images", "summary"],
     ["demo"],
     [""],  # fastconv/__init__.py
     ["cli", "__main__"],

@@ -64,7 +64,13 @@ class DirectInput(Direct):
     def __init__(self, problem: ConvProblem, params: Params, threads: int) -> None:
         super().__init__(problem, params, threads)
         self.blocks = -(-(problem.in_channels // problem.groups) // self.block)
-        self.pack = InputPacker(problem, self.block, threads)
+        self.pack = packer = InputPacker(problem, self.block, threads)
+        self._packed_bytes = packer.nbytes
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Scratch memory of one run, the packed weights among it."""
+        return super().workspace_bytes + self._packed_bytes
 
     @property
     def shapes(self) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:

@@ -177,8 +177,8 @@ class InputPhases:
 
     @property
     def workspace_bytes(self) -> int:
-        """Scratch memory of one run."""
-        return max((kernel.workspace_bytes for _, kernel in self.kernels if kernel), default=0)
+        """Scratch memory of one run, the packed weights of a phase among it."""
+        return max((k.workspace_bytes + getattr(k.pack, "nbytes", 0) for _, k in self.kernels if k), default=0)
 
     @property
     def layout_copies(self) -> str:

@@ -126,6 +126,11 @@ class InputPacker(Packer):
         """What packs the weights."""
         return Launch(conv_launcher(self.dtype.name), self.function.address, self.geometry, self.threads)
 
+    @property
+    def nbytes(self) -> int:
+        """Size of the packed weights."""
+        return self.size * self.dtype.itemsize
+
     def __call__(self, weight: np.ndarray, bias: np.ndarray | None) -> Packed:
         weight, packed = np.ascontiguousarray(weight), aligned((1, 1, 1, self.size), self.dtype)
         self.launch(weight, weight, self.no_bias, packed)

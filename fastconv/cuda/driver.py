@@ -79,6 +79,13 @@ def attributes(device: int) -> tuple[str, tuple[int, int], int, int, int, int]:
     return name, (major, minor), count, clock, l2, _checked(cu.cuDriverGetVersion())
 
 
+def free_bytes(device: int = 0) -> int:
+    """Bytes of a device's memory that nobody has taken."""
+    with _current(primary_context(device)) as cu:
+        free, _ = cu.cuMemGetInfo()[1:]
+        return free
+
+
 @contextmanager
 def _current(context: Any) -> Iterator[Any]:
     """The driver's functions, in a context: a thread may have none yet, or that of another GPU."""

@@ -65,15 +65,15 @@ def activation_bytes(network: Module, input_shape: tuple[int, ...]) -> int:
     >>> activation_bytes(layer, (2, 3))
     144
     """
-    dtype = next((p.value.dtype for p in network.parameters()), np.dtype(np.float32))
+    dtype = network_dtype(network)
     step = _Step()
-    _, gradients = step.through(network, _Array(tuple(input_shape), dtype.itemsize), inside=False)
+    _, gradients = step.through(network, Array(tuple(input_shape), dtype.itemsize), inside=False)
     parameters = sum(p.value.nbytes for p in network.parameters() if p.requires_grad)
     return sum(step.kept.values()) + parameters + gradients
 
 
 @dataclass(frozen=True)
-class _Array:
+class Array:
     """A shape; `memory` stands for where the elements would be."""
 
     shape: tuple[int, ...]
@@ -84,9 +84,9 @@ class _Array:
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.itemsize
 
-    def like(self, shape: tuple[int, ...]) -> _Array:
+    def like(self, shape: tuple[int, ...]) -> Array:
         """Another array of the same dtype."""
-        return _Array(shape, self.itemsize)
+        return Array(shape, self.itemsize)
 
 
 class _Step:
@@ -96,7 +96,7 @@ class _Step:
         self.kept: dict[object, int] = {}
         self.reached = False
 
-    def through(self, module: Module, x: _Array, inside: bool) -> tuple[_Array, int]:
+    def through(self, module: Module, x: Array, inside: bool) -> tuple[Array, int]:
         """The module's output, and the most bytes of gradients of activations while its backward runs.
 
         `inside` says whether a container around the module records.
@@ -112,9 +112,7 @@ class _Step:
             branches = [self.through(branch, x, recording) for branch in module]
             output = x.like(branches[0][0].shape)
             return output, output.nbytes + max(held + n * x.nbytes for n, (_, held) in enumerate(branches))
-        if type(module) not in _LAYERS:
-            raise TypeError(f"network must be made of fastconv.nn's own layers, got a {type(module).__name__}")
-        output, *kept = _LAYERS[type(module)](module, x)
+        output, *kept = result_and_kept(module, x)
         if recording:
             self.kept |= {array.memory: array.nbytes for array in kept}
         of_input = x.nbytes if self.reached and output.memory is not x.memory else 0
@@ -122,22 +120,34 @@ class _Step:
         return output, of_input + output.nbytes if self.reached else 0
 
 
-# Rules give the output of a layer, and then what it keeps.
+def result_and_kept(layer: Module, x: Array) -> tuple[Array, ...]:
+    """The output of a layer, and then what it keeps for backward if it records."""
+    if type(layer) not in _LAYERS:
+        raise TypeError(f"network must be made of fastconv.nn's own layers, got a {type(layer).__name__}")
+    return _LAYERS[type(layer)](layer, x)
 
 
-def _with_weights(layer: Convolution, x: _Array, shape: tuple[int, ...]) -> tuple[_Array, ...]:
+def network_dtype(network: Module) -> np.dtype:
+    """The dtype of a network's first parameter, float32 if there is none."""
+    return next((p.value.dtype for p in network.parameters()), np.dtype(np.float32))
+
+
+# Rules, as `result_and_kept`.
+
+
+def _with_weights(layer: Convolution, x: Array, shape: tuple[int, ...]) -> tuple[Array, ...]:
     """The output of a layer that needs its input for the gradient of its weights only."""
     return x.like(shape), *([x] if layer.weight.requires_grad else [])
 
 
-def _conv(layer: Conv2d, x: _Array) -> tuple[_Array, ...]:
+def _conv(layer: Conv2d, x: Array) -> tuple[Array, ...]:
     stride, padding, dilation, groups = layer.options
     shape = layer.weight.value.shape
     problem = ConvProblem.create(x.shape, shape, stride=stride, padding=padding, dilation=dilation, groups=groups)
     return _with_weights(layer, x, problem.out_shape)
 
 
-def _conv_transpose(layer: ConvTranspose2d, x: _Array) -> tuple[_Array, ...]:
+def _conv_transpose(layer: ConvTranspose2d, x: Array) -> tuple[Array, ...]:
     shape = layer.weight.value.shape
     _check(layer, x, 4, shape[0])
     stride, padding, dilation, groups = layer.options
@@ -146,65 +156,65 @@ def _conv_transpose(layer: ConvTranspose2d, x: _Array) -> tuple[_Array, ...]:
     return _with_weights(layer, x, (x.shape[0], shape[1] * groups, *size))
 
 
-def _local(layer: LocallyConnected2d, x: _Array) -> tuple[_Array, ...]:
+def _local(layer: LocallyConnected2d, x: Array) -> tuple[Array, ...]:
     stride, padding, dilation = layer.options
     problem = LocalProblem.create(x.shape, layer.weight.value.shape, stride=stride, padding=padding, dilation=dilation)
     return _with_weights(layer, x, problem.out_shape)
 
 
-def _linear(layer: Linear, x: _Array) -> tuple[_Array, ...]:
+def _linear(layer: Linear, x: Array) -> tuple[Array, ...]:
     _check(layer, x, 2, layer.in_features)
     return _with_weights(layer, x, (x.shape[0], layer.out_features))
 
 
-def _batch_norm(layer: BatchNorm2d, x: _Array) -> tuple[_Array, ...]:
+def _batch_norm(layer: BatchNorm2d, x: Array) -> tuple[Array, ...]:
     _check(layer, x, 4, layer.num_features)
-    mean, deviation = (_Array((layer.num_features,), _STATISTICS_BYTES) for _ in range(2))
+    mean, deviation = (Array((layer.num_features,), _STATISTICS_BYTES) for _ in range(2))
     constant = layer.running_mean is not None and not layer.training
     needs_x = not constant or (layer.weight is not None and layer.weight.requires_grad)
     return x.like(x.shape), *([x] if needs_x else []), mean, deviation
 
 
-def _pool(layer: MaxPool2d | AvgPool2d | LPPool2d, x: _Array) -> tuple[_Array, ...]:
+def _pool(layer: MaxPool2d | AvgPool2d | LPPool2d, x: Array) -> tuple[Array, ...]:
     _check(layer, x, 4)
     batch, channels, height, width = x.shape
     output = x.like(PoolProblem(batch, channels, (height, width), layer.window).out_shape)
-    kept = {MaxPool2d: [_Array(output.shape, _INDEX_BYTES)], AvgPool2d: [], LPPool2d: [x, output]}
+    kept = {MaxPool2d: [Array(output.shape, _INDEX_BYTES)], AvgPool2d: [], LPPool2d: [x, output]}
     return output, *kept[type(layer)]
 
 
-def _global_pool(layer: AdaptiveAvgPool2d, x: _Array) -> tuple[_Array, ...]:
+def _global_pool(layer: AdaptiveAvgPool2d, x: Array) -> tuple[Array, ...]:
     _check(layer, x, 4)
     return (x.like((*x.shape[:2], 1, 1)),)
 
 
-def _flatten(layer: Flatten, x: _Array) -> tuple[_Array, ...]:
+def _flatten(layer: Flatten, x: Array) -> tuple[Array, ...]:
     first, last = (axis % len(x.shape) for axis in (layer.start_dim, layer.end_dim))
     return (replace(x, shape=(*x.shape[:first], math.prod(x.shape[first : last + 1]), *x.shape[last + 1 :])),)
 
 
-def _from_output(layer: Module, x: _Array) -> tuple[_Array, ...]:
+def _from_output(layer: Module, x: Array) -> tuple[Array, ...]:
     output = x.like(x.shape)
     return output, output
 
 
-def _leaky_relu(layer: LeakyReLU, x: _Array) -> tuple[_Array, ...]:
+def _leaky_relu(layer: LeakyReLU, x: Array) -> tuple[Array, ...]:
     output = x.like(x.shape)
     return output, output if layer.negative_slope >= 0 else x
 
 
-def _dropout(layer: Dropout, x: _Array) -> tuple[_Array, ...]:
+def _dropout(layer: Dropout, x: Array) -> tuple[Array, ...]:
     return (x.like(x.shape) if layer.training else x,)
 
 
-def _check(layer: Module, x: _Array, axes: int, features: int | None = None) -> None:
+def _check(layer: Module, x: Array, axes: int, features: int | None = None) -> None:
     """Raise ValueError unless `x` has so many axes, and features in the second one."""
     if len(x.shape) != axes or features not in (None, x.shape[1]):
         wanted = f"{axes} axes" if features is None else f"{axes} axes and {features} features in the second"
         raise ValueError(f"input_shape must give every {type(layer).__name__} {wanted}, got {x.shape} for one")
 
 
-_LAYERS: dict[type, Callable[[Any, _Array], tuple[_Array, ...]]] = {
+_LAYERS: dict[type, Callable[[Any, Array], tuple[Array, ...]]] = {
     AdaptiveAvgPool2d: _global_pool, AvgPool2d: _pool, BatchNorm2d: _batch_norm, Conv2d: _conv,
     ConvTranspose2d: _conv_transpose, Dropout: _dropout, Flatten: _flatten, LPPool2d: _pool, LeakyReLU: _leaky_relu,
     Linear: _linear, LocallyConnected2d: _local, MaxPool2d: _pool, ReLU: _from_output, Softmax: _from_output,

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastconv.cpu import updates
 from fastconv.nn.backend import backend
-from fastconv.optim.optimizer import Optimizer
+from fastconv.optim.optimizer import Optimizer, remembered
 
 
 class Adam(Optimizer):
@@ -51,7 +51,7 @@ class Adam(Optimizer):
         if group["amsgrad"]:
             rule, names = updates.ADAM_AMSGRAD, [*names, "max_exp_avg_sq"]
         for name in names:
-            state.setdefault(name, backend(value).full_like(value, 0))
+            remembered(state, name, value)
         t = state["step"] = state.get("step", 0) + 1
         first, second = group["betas"]
         backend(value).update(

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from fastconv.nn.backend import check_place, moved
+from fastconv.nn.backend import backend, check_place, moved
 from fastconv.nn.module import Parameter
 
 
@@ -125,6 +125,13 @@ class Optimizer(ABC):
 
     def _parameters(self) -> list[Parameter]:
         return [p for group in self.param_groups for p in group["params"]]
+
+
+def remembered(state: dict[str, Any], name: str, value: Any) -> Any:
+    """An array of a parameter's state, like its value; zeros the first time."""
+    if name not in state:
+        state[name] = backend(value).full_like(value, 0)
+    return state[name]
 
 
 def _copied(state: dict[str, Any]) -> dict[str, Any]:

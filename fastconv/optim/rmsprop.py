@@ -7,7 +7,7 @@ from typing import Any
 
 from fastconv.cpu import updates
 from fastconv.nn.backend import backend
-from fastconv.optim.optimizer import Optimizer
+from fastconv.optim.optimizer import Optimizer, remembered
 
 
 class RMSprop(Optimizer):
@@ -47,7 +47,7 @@ class RMSprop(Optimizer):
         rule = updates.RMSPROP_CENTERED if group["centered"] else updates.RMSPROP
         needed = {"square_avg": True, "momentum_buffer": group["momentum"], "grad_avg": group["centered"]}
         for name in (name for name, need in needed.items() if need):
-            state.setdefault(name, backend(value).full_like(value, 0))
+            remembered(state, name, value)
         backend(value).update(
             rule, value, grad, *(state.get(name) for name in needed), rate=group["lr"], eps=group["eps"],
             weight_decay=group["weight_decay"], momentum=group["momentum"], decay=group["alpha"],

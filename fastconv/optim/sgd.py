@@ -7,7 +7,7 @@ from typing import Any
 
 from fastconv.cpu import updates
 from fastconv.nn.backend import backend
-from fastconv.optim.optimizer import Optimizer
+from fastconv.optim.optimizer import Optimizer, remembered
 
 
 class SGD(Optimizer):
@@ -53,6 +53,6 @@ class SGD(Optimizer):
             backend(value).update(updates.SGD, value, grad, **constants)
             return
         gain = 1 - group["dampening"] if state else 1
-        buffer = state.setdefault("momentum_buffer", backend(value).full_like(value, 0))
+        buffer = remembered(state, "momentum_buffer", value)
         rule = updates.SGD_NESTEROV if group["nesterov"] else updates.SGD_MOMENTUM
         backend(value).update(rule, value, grad, buffer, momentum=momentum, gain=gain, **constants)
