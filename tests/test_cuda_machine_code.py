@@ -17,6 +17,7 @@ if missing():
 
 from fastconv import algorithms
 from fastconv.cuda import (
+    adaptive,
     elementwise,
     local,
     local_backward,
@@ -83,6 +84,7 @@ def plain_kernels(dtype: str) -> list[Kernel]:
     found += [elementwise.copy_kernel("float64", dtype), elementwise.squared_error_kernel(dtype)]
     found += [softmax.softmax_kernel(dtype), softmax.softmax_backward_kernel(dtype)]
     found += [softmax.cross_entropy_kernel(dtype, "int64")]
+    found += [adaptive.adaptive_kernel(dtype, backward) for backward in (False, True)]
     found += [updates.update_kernel(rule, dtype) for rule in updates.RULES]
     return [*found, pack._compiled()] if dtype == "float32" else found
 

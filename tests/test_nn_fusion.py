@@ -19,6 +19,8 @@ STACKS = {
         nn.Conv2d(3, 6, 3, 1, 1, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(3, 2, 1),
     ],
     "conv relu avg": lambda: [nn.Conv2d(3, 6, 3, groups=3), nn.ReLU(), nn.AvgPool2d(2, ceil_mode=True)],
+    "conv norm relu6": lambda: [nn.Conv2d(3, 6, 3, 1, 1), nn.BatchNorm2d(6), nn.ReLU6()],
+    "conv relu6 avg": lambda: [nn.Conv2d(3, 6, 3), nn.ReLU6(), nn.AvgPool2d(2)],
     "conv leaky lp": lambda: [nn.Conv2d(3, 6, (3, 1), 2), nn.LeakyReLU(), nn.LPPool2d(2, 2)],
     "conv pool relu": lambda: [nn.Conv2d(3, 6, 3), nn.MaxPool2d(2), nn.ReLU()],
     "conv leaky of another slope": lambda: [nn.Conv2d(3, 6, 3), nn.LeakyReLU(0.3), nn.MaxPool2d(2)],

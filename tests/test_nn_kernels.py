@@ -43,6 +43,11 @@ def _guarded_results(monkeypatch: pytest.MonkeyPatch) -> None:
 FUNCTIONS = {
     "relu": (elementwise.relu, lambda x: np.where(x < 0, 0, x)),
     "relu_backward": (elementwise.relu_backward, lambda y, g: np.where(y <= 0, 0, g)),
+    "relu6": (lambda x: elementwise.relu6(3 * x), lambda x: np.clip(3 * x, 0, 6)),
+    "relu6_backward": (
+        lambda y, g: elementwise.relu6_backward(6 * y, g),
+        lambda y, g: np.where((6 * y <= 0) | (6 * y >= 6), 0, g),
+    ),
     "leaky_relu": (lambda x: elementwise.leaky_relu(x, 0.2), lambda x: np.where(x > 0, x, x.dtype.type(0.2) * x)),
     "leaky_relu_backward": (
         lambda x, g: elementwise.leaky_relu_backward(x, g, -0.3),

@@ -50,12 +50,17 @@ POOLS = [
     ("LPPool2d", (1, 2), {"ceil_mode": True}, (1, 2, 5, 7)),
     ("AdaptiveAvgPool2d", (1,), {}, (2, 3, 5, 7)),
     ("AdaptiveAvgPool2d", ((1, 1),), {}, (2, 3, 1, 4)),
+    ("AdaptiveAvgPool2d", ((2, 3),), {}, (2, 3, 4, 9)),
+    ("AdaptiveAvgPool2d", (7,), {}, (2, 3, 10, 17)),
+    ("AdaptiveAvgPool2d", (7,), {}, (1, 2, 1, 3)),
+    ("AdaptiveAvgPool2d", ((None, 4),), {}, (2, 3, 5, 6)),
 ]
 OTHERS = [
     ("BatchNorm2d", (3,), {}, (2, 3, 5, 7)),
     ("BatchNorm2d", (4,), {"eps": 0.1, "momentum": None, "affine": False}, (3, 4, 1, 5)),
     ("BatchNorm2d", (2,), {"momentum": 0.7, "track_running_stats": False}, (1, 2, 4, 3)),
     ("ReLU", (), {}, (2, 3, 5, 7)),
+    ("ReLU6", (), {}, (2, 3, 5, 7)),
     ("LeakyReLU", (), {}, (2, 3, 5, 7)),
     ("LeakyReLU", (-0.3,), {}, (2, 3, 5, 7)),
     ("LeakyReLU", (0.0,), {}, (2, 3, 5, 7)),
@@ -349,6 +354,23 @@ def test_batch_norm_of_large_mean() -> None:
     np.testing.assert_allclose(y.std((0, 2, 3)), 1, rtol=1e-4)
 
 
+def test_relu6_at_its_ends_like_torch() -> None:
+    torch = pytest.importorskip("torch")
+    x = np.array([-np.inf, -1.0, 0.0, 1e-30, 3.0, 6.0, 6.5, np.inf, np.nan], np.float32)
+    layer, twin = nn.ReLU6(), torch.tensor(x, requires_grad=True)
+    output = torch.nn.functional.relu6(twin)
+    output.backward(torch.full(x.shape, 2.0))
+    np.testing.assert_array_equal(layer(x), output.detach().numpy())
+    np.testing.assert_array_equal(layer.backward(np.full(x.shape, 2, np.float32)), twin.grad.numpy())
+
+
+@formats
+def test_adaptive_pooling_leaves_nan_where_it_is(format: Any) -> None:
+    x = batch((1, 2, 5, 5), "float32", format)
+    x[0, 1, 0, 4] = np.nan
+    assert np.argwhere(np.isnan(nn.AdaptiveAvgPool2d(3)(x))).tolist() == [[0, 1, 0, 2]]
+
+
 def test_dropout() -> None:
     x = batch((2, 3, 40, 40), "float64", "channels_last")
     layer = nn.Dropout(0.4, rng=np.random.default_rng(5))
@@ -378,7 +400,9 @@ def test_dropout_gradcheck() -> None:
 @pytest.mark.parametrize(
     ("make_layer", "message"),
     [
-        (lambda: nn.AdaptiveAvgPool2d(7), "output_size must be 1, got 7"),
+        (lambda: nn.AdaptiveAvgPool2d((7, 0)), r"output_size must be at least 1, got \(7, 0\)"),
+        (lambda: nn.AdaptiveAvgPool2d((None, 2.0)), "output_size must be an int or a pair of ints"),
+        (lambda: nn.AdaptiveAvgPool2d(2)(np.ones((1, 2, 0, 3), np.float32)), "x must have pixels to average"),
         (lambda: nn.Conv2d(3, 4, 3, groups=2), "groups must divide in_channels 3 and out_channels 4, got 2"),
         (lambda: nn.Conv2d(3, 4, 3, 2, "same"), "padding='same' needs stride 1"),
         (lambda: nn.ConvTranspose2d(3, 4, 3, dilation=0), "dilation must be at least 1, got 0"),

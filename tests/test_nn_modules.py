@@ -418,3 +418,92 @@ def test_repr_is_a_tree() -> None:
         "Sequential(", "  (0): Conv2d(weight: (2, 1, 3, 3), bias: (2,))", "  (1): Residual(", "    (0): ReLU()",
         "    (1): Sequential()", "  )", ")",
     ]  # fmt: skip
+
+
+def named_block() -> nn.Sequential:
+    """A block whose main path has its names in the block's own namespace, as those of residual networks have."""
+    path = nn.Sequential({"conv1": nn.Conv2d(2, 3, 1), "relu1": nn.ReLU(), "conv2": nn.Conv2d(3, 3, 1, bias=False)})
+    return nn.Sequential({"": nn.Residual({"": path, "shortcut": nn.Sequential(nn.Conv2d(2, 3, 1))}), "out": nn.ReLU()})
+
+
+def test_names_of_a_dict() -> None:
+    net = nn.Sequential({"block": named_block(), "fc": nn.Sequential(nn.Flatten(), nn.Linear(36, 2))})
+    assert list(net.state_dict()) == [
+        "block.conv1.weight", "block.conv1.bias", "block.conv2.weight", "block.shortcut.0.weight",
+        "block.shortcut.0.bias", "fc.1.weight", "fc.1.bias",
+    ]  # fmt: skip
+    assert net.fc is net[1] and net.block.conv1 is net[0][0][0][0] and net.block.shortcut is net[0][0][1]
+    assert [type(module) for module in net.block] == [nn.Residual, nn.ReLU] and len(net.block) == 2
+    assert list(net[1:].state_dict()) == ["fc.1.weight", "fc.1.bias"]
+    assert "(fc): Sequential(" in repr(net)
+    with pytest.raises(AttributeError, match="Sequential has no attribute 'conv3', nor a module of that name"):
+        net.block.conv3  # noqa: B018
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(net)))
+    x = np.random.default_rng(0).standard_normal((2, 2, 3, 4)).astype(np.float32)
+    np.testing.assert_array_equal(twin.eval()(x), net.eval()(x))
+    assert twin.block.conv1 is not net.block.conv1
+
+
+def test_gradients_through_named_modules() -> None:
+    block = named_block()
+    twin = nn.Sequential(nn.Residual(nn.Sequential(*block[0][0]), block[0][1]), block[1])
+    x = np.random.default_rng(0).standard_normal((2, 2, 3, 4)).astype(np.float32)
+    grad = np.ones_like(block(x))
+    given = block.backward(grad)
+    np.testing.assert_array_equal(block(x), twin(x))
+    np.testing.assert_array_equal(given, twin.backward(grad))
+
+
+def test_modules_are_replaced_by_name_and_by_number() -> None:
+    net, x = (
+        nn.Sequential({"": named_block(), "flat": nn.Flatten(), "fc": nn.Linear(36, 2)}),
+        np.ones((1, 2, 3, 4), np.float32),
+    )
+    first = nn.Conv2d(2, 3, 1)
+    net.fc, net.conv1 = nn.Linear(36, 5), first
+    assert net.eval()(x).shape == (1, 5)
+    assert net[0][0][0][0] is first and next(net.parameters()) is first.weight
+    net[-1] = nn.Linear(36, 7)
+    assert net.fc.weight.value.shape == (7, 36)
+    assert net(x).shape == (1, 7)
+    numbered = nn.Sequential(nn.ReLU(), nn.ReLU())
+    numbered[1] = nn.LeakyReLU()
+    assert numbered(-x).max() == 0 and type(numbered[1]) is nn.LeakyReLU
+    fused = nn.Sequential({"conv": nn.Conv2d(2, 3, 1, bias=False), "act": nn.ReLU()}).eval()
+    fused.conv.weight.value = -np.ones((3, 2, 1, 1), np.float32)
+    assert fused(x).max() == 0
+    fused.act = nn.Sequential()
+    assert fused(x).max() == -2
+    with pytest.raises(AttributeError, match="Sequential has no module 'fcc' to replace"):
+        net.fcc = nn.Linear(36, 2)
+    with pytest.raises(TypeError, match=r"modules must be fastconv\.nn modules, got 5"):
+        net.fc = 5
+    with pytest.raises(IndexError):
+        net[3] = nn.ReLU()
+
+
+@pytest.mark.parametrize("name", ["a.b", "forward", "training", 3, "_modules"])
+def test_names_that_cannot_be(name: object) -> None:
+    with pytest.raises(ValueError, match=r"names that are strings without a dot .* got "):
+        nn.Sequential({name: nn.ReLU()})
+
+
+def test_joined_names_must_differ() -> None:
+    two = {"": nn.Sequential({"fc": nn.Linear(2, 3)}), "fc": nn.Linear(3, 4)}
+    with pytest.raises(ValueError, match=r"must not share names with their neighbours, got 'fc\.weight' twice"):
+        nn.Sequential(two)
+    net = nn.Sequential({"": nn.Sequential(), "fc": nn.Linear(3, 4)})
+    with pytest.raises(ValueError, match="twice"):
+        net[0] = two[""]
+    assert len(net[0]) == 0, "nothing may be changed by what is refused"
+    with pytest.raises(TypeError, match="modules must be"):
+        nn.Sequential({"fc": nn.Linear(2, 3)}, nn.ReLU())
+    with pytest.raises(ValueError, match="branches must be given"):
+        nn.Residual({})
+
+
+def test_counts_of_batches_may_be_missing() -> None:
+    net = nn.Sequential(nn.BatchNorm2d(2))
+    state = {key: value + 1 for key, value in net.state_dict().items() if "num_batches" not in key}
+    assert net.load_state_dict(state) == ([], [])
+    assert net[0].running_mean.value.tolist() == [1, 1] and net[0].num_batches_tracked.value == 0

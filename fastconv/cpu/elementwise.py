@@ -17,7 +17,7 @@ from fastconv.cpu.launch import run_jobs
 from fastconv.cpu.memory import get, put
 from fastconv.jit import inline, record_kernel, source_stamp
 
-RELU, RELU_BACKWARD, LEAKY_RELU, LEAKY_RELU_BACKWARD, DROPOUT, ADD, NORM_SHARE = range(7)
+RELU, RELU_BACKWARD, LEAKY_RELU, LEAKY_RELU_BACKWARD, DROPOUT, ADD, NORM_SHARE, RELU6, RELU6_BACKWARD = range(9)
 CHUNK = 1 << 15  # elements of one job
 _RANDOM_BITS = 53
 
@@ -30,6 +30,16 @@ def relu(x: np.ndarray) -> np.ndarray:
 def relu_backward(output: np.ndarray, grad_output: np.ndarray) -> np.ndarray:
     """Gradient of `relu`'s input from its output: 0 where the output is 0."""
     return _apply(RELU_BACKWARD, output, grad_output)
+
+
+def relu6(x: np.ndarray) -> np.ndarray:
+    """min(max(x, 0), 6); NaN stays NaN."""
+    return _apply(RELU6, x, constant=6.0)
+
+
+def relu6_backward(output: np.ndarray, grad_output: np.ndarray) -> np.ndarray:
+    """Gradient of `relu6`'s input from its output: 0 where the output is 0 or 6."""
+    return _apply(RELU6_BACKWARD, output, grad_output, constant=6.0)
 
 
 def leaky_relu(x: np.ndarray, slope: float) -> np.ndarray:
@@ -137,6 +147,10 @@ def _compiled(OP: int, char: str, stamp: str) -> Any:
                 y = ZERO if x < ZERO else x
             elif OP == RELU_BACKWARD:
                 y = ZERO if x <= ZERO else get(b, i, ITEM)
+            elif OP == RELU6:
+                y = ZERO if x < ZERO else constant if x > constant else x
+            elif OP == RELU6_BACKWARD:
+                y = ZERO if x <= ZERO or x >= constant else get(b, i, ITEM)
             elif OP == LEAKY_RELU:
                 y = x if x > ZERO else constant * x
             elif OP == LEAKY_RELU_BACKWARD:

@@ -13,8 +13,8 @@ from fastconv.cuda.arrays import DeviceArray
 from fastconv.cuda.kernel import Kernel, Launch
 from fastconv.cuda.toolkit import SIMULATED, cuda, device, int64, numbers, pointer, types
 
-RELU, RELU_BACKWARD, LEAKY_RELU, LEAKY_RELU_BACKWARD, DROPOUT, ADD, DIVIDE, FILL = range(8)
-OPERATIONS = range(8)
+RELU, RELU_BACKWARD, LEAKY_RELU, LEAKY_RELU_BACKWARD, DROPOUT, ADD, DIVIDE, FILL, RELU6, RELU6_BACKWARD = range(10)
+OPERATIONS = range(10)
 THREADS = 8 if SIMULATED else 256
 MOST_AXES = 6
 _MOST_BLOCKS = 1 << 16
@@ -39,13 +39,14 @@ def apply(
     op : int
         ``RELU`` max(x, 0), ``RELU_BACKWARD`` y where the output x is positive, ``LEAKY_RELU`` x where it is positive,
         else constant * x, ``LEAKY_RELU_BACKWARD`` y where x is positive, else constant * y, ``DROPOUT``, ``ADD``
-        x + y, ``DIVIDE`` x / constant, ``FILL`` the constant.
+        x + y, ``DIVIDE`` x / constant, ``FILL`` the constant, ``RELU6`` min(max(x, 0), constant), ``RELU6_BACKWARD`` y
+        where the output x is between 0 and the constant.
     first, second : DeviceArray or None
         x and y, None for one that the operation does not read; of the dtype of `out`.
     out : DeviceArray
         float32 or float64.
     constant : float
-        The slope, the divisor, or the scale of what dropout keeps.
+        The slope, the divisor, the upper bound, or the scale of what dropout keeps.
     threshold, seed : int
         Of dropout: element number i becomes 0 where 53 random bits, the splitmix64 generator's at `seed` and i
         (Steele et al., 2014), are less than `threshold`. The CPU's layers drop the same elements.
@@ -117,6 +118,10 @@ def elementwise_kernel(op: int, dtype: str) -> Kernel:
                 out[i] = zero if a[i] < zero else a[i]  # NaN compares false, so it passes through
             elif op == RELU_BACKWARD:
                 out[i] = zero if a[i] <= zero else b[i]
+            elif op == RELU6:
+                out[i] = zero if a[i] < zero else constant if a[i] > constant else a[i]
+            elif op == RELU6_BACKWARD:
+                out[i] = zero if a[i] <= zero or a[i] >= constant else b[i]
             elif op == LEAKY_RELU:
                 out[i] = a[i] if a[i] > zero else constant * a[i]
             elif op == LEAKY_RELU_BACKWARD:

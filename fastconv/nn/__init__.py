@@ -1,6 +1,6 @@
 """Layers with a forward and a backward each, with torch's names, defaults and state_dict keys."""
 
-from fastconv.nn.activation import Dropout, LeakyReLU, ReLU, Softmax
+from fastconv.nn.activation import Dropout, LeakyReLU, ReLU, ReLU6, Softmax
 from fastconv.nn.container import Residual, Sequential
 from fastconv.nn.conv import Conv2d, ConvTranspose2d
 from fastconv.nn.init import manual_seed
@@ -32,6 +32,7 @@ __all__ = [
     "Module",
     "Parameter",
     "ReLU",
+    "ReLU6",
     "Residual",
     "Sequential",
     "Softmax",

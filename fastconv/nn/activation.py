@@ -30,6 +30,22 @@ class ReLU(Module):
         return backend(output).relu_backward(output, grad_output) if input_grad else None
 
 
+class ReLU6(Module):
+    """min(max(x, 0), 6) (Krizhevsky, 2010); it keeps its output, as `ReLU`."""
+
+    fused = "relu6"
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        """Any shape, float32 or float64."""
+        output = backend(x).relu6(x)
+        self.keep(output, output=output)
+        return output
+
+    def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
+        (output,) = self.take(grad_output)
+        return backend(output).relu6_backward(output, grad_output) if input_grad else None
+
+
 class LeakyReLU(Module):
     """x where it is positive, else ``negative_slope * x``.
 

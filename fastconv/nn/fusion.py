@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.nn.activation import LeakyReLU, ReLU
+from fastconv.nn.activation import LeakyReLU, ReLU, ReLU6
 from fastconv.nn.conv import Conv2d, ConvPlans
 from fastconv.nn.module import Module
 from fastconv.nn.norm import BatchNorm2d
@@ -64,7 +64,7 @@ def stages(modules: Iterable[Module]) -> list[Callable[[np.ndarray], np.ndarray]
         module = queue.popleft()
         if type(module) is Conv2d:
             norm = take(module, BatchNorm2d)
-            activation = take(module, ReLU, LeakyReLU)
+            activation = take(module, ReLU, ReLU6, LeakyReLU)
             pool = take(module, MaxPool2d, AvgPool2d, LPPool2d)
             if (norm, activation, pool) != (None, None, None):
                 found.append(Fusion(module, norm, activation, pool))
@@ -76,4 +76,4 @@ def stages(modules: Iterable[Module]) -> list[Callable[[np.ndarray], np.ndarray]
 def _fits(module: Any, conv: Conv2d) -> bool:
     if isinstance(module, BatchNorm2d):
         return module.running_mean is not None and module.num_features == conv.weight.value.shape[0]
-    return not isinstance(module, (ReLU, LeakyReLU)) or module.fused is not None
+    return not isinstance(module, LeakyReLU) or module.fused is not None

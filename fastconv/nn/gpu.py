@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from fastconv.arrays import dense_strides
+from fastconv.cuda import adaptive, norm, updates
 from fastconv.cuda import elementwise as kernels
-from fastconv.cuda import norm, updates
 from fastconv.cuda import softmax as softmaxes
 from fastconv.cuda.arrays import DeviceArray, as_device_array, library_of, row_major
 from fastconv.cuda.arrays import memory_format as format_of
@@ -156,6 +156,16 @@ def relu_backward(output: Any, grad_output: Any) -> Any:
     return _apply(kernels.RELU_BACKWARD, output, grad_output)
 
 
+def relu6(x: Any) -> Any:
+    """min(max(x, 0), 6); NaN stays NaN."""
+    return _apply(kernels.RELU6, x, constant=6.0)
+
+
+def relu6_backward(output: Any, grad_output: Any) -> Any:
+    """Gradient of `relu6`'s input from its output."""
+    return _apply(kernels.RELU6_BACKWARD, output, grad_output, constant=6.0)
+
+
 def leaky_relu(x: Any, slope: float) -> Any:
     """x where it is positive, else slope * x."""
     return _apply(kernels.LEAKY_RELU, x, constant=slope)
@@ -164,6 +174,24 @@ def leaky_relu(x: Any, slope: float) -> Any:
 def leaky_relu_backward(x: Any, grad_output: Any, slope: float) -> Any:
     """Gradient of `leaky_relu`'s input."""
     return _apply(kernels.LEAKY_RELU_BACKWARD, x, grad_output, constant=slope)
+
+
+def adaptive_average(x: Any, size: tuple[int, int]) -> Any:
+    """Averages (N, C, *size) of the windows of `fastconv.cpu.adaptive`, in the memory format of the image."""
+    return _adaptive(x, size, memory_format(x), backward=False)
+
+
+def adaptive_average_backward(grad_output: Any, size: tuple[int, int], format: MemoryFormat) -> Any:
+    """Gradient (N, C, *size) of the input of `adaptive_average`, in a memory format."""
+    return _adaptive(grad_output, size, format, backward=True)
+
+
+def _adaptive(x: Any, size: tuple[int, int], format: MemoryFormat, backward: bool) -> Any:
+    image = _described(x)
+    shape = (*image.shape[:2], *size)
+    result, out = _empty(shape, dense_strides(shape, format), image.dtype, x)
+    adaptive.sums(image, out, backward)
+    return _written(result)
 
 
 def dropout(x: Any, p: float, seed: int, last: bool) -> Any:

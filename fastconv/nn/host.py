@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.arrays import as_floats, empty, memory_format
+from fastconv.cpu.adaptive import adaptive_average, adaptive_average_backward
 from fastconv.cpu.channels import channel_moments, channel_products, channel_sums
 from fastconv.cpu.channels import normalize as scale_and_shift
 from fastconv.cpu.channels import normalize_backward as scale_both
@@ -18,6 +19,8 @@ from fastconv.cpu.elementwise import (
     leaky_relu,
     leaky_relu_backward,
     relu,
+    relu6,
+    relu6_backward,
     relu_backward,
 )
 from fastconv.cpu.updates import update
@@ -25,8 +28,8 @@ from fastconv.functional.conv import conv2d
 from fastconv.grad import conv2d_bias, conv2d_input, conv2d_weight
 
 __all__ = [
-    "add", "as_floats", "channels_last", "check_alike", "dropout", "leaky_relu", "leaky_relu_backward",
-    "memory_format", "relu", "relu_backward", "update",
+    "adaptive_average", "adaptive_average_backward", "add", "as_floats", "channels_last", "check_alike", "dropout",
+    "leaky_relu", "leaky_relu_backward", "memory_format", "relu", "relu6", "relu6_backward", "relu_backward", "update",
 ]  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from fastconv.functional.transposed import transposed_size
 from fastconv.local_problem import LocalProblem
-from fastconv.nn.activation import Dropout, LeakyReLU, ReLU, Softmax
+from fastconv.nn.activation import Dropout, LeakyReLU, ReLU, ReLU6, Softmax
 from fastconv.nn.container import Residual, Sequential
 from fastconv.nn.conv import Conv2d, Convolution, ConvTranspose2d
 from fastconv.nn.linear import Linear
@@ -183,9 +183,9 @@ def _pool(layer: MaxPool2d | AvgPool2d | LPPool2d, x: Array) -> tuple[Array, ...
     return output, *kept[type(layer)]
 
 
-def _global_pool(layer: AdaptiveAvgPool2d, x: Array) -> tuple[Array, ...]:
+def _adaptive_pool(layer: AdaptiveAvgPool2d, x: Array) -> tuple[Array, ...]:
     _check(layer, x, 4)
-    return (x.like((*x.shape[:2], 1, 1)),)
+    return (x.like((*x.shape[:2], *layer.size_for(x.shape))),)
 
 
 def _flatten(layer: Flatten, x: Array) -> tuple[Array, ...]:
@@ -215,7 +215,8 @@ def _check(layer: Module, x: Array, axes: int, features: int | None = None) -> N
 
 
 _LAYERS: dict[type, Callable[[Any, Array], tuple[Array, ...]]] = {
-    AdaptiveAvgPool2d: _global_pool, AvgPool2d: _pool, BatchNorm2d: _batch_norm, Conv2d: _conv,
+    AdaptiveAvgPool2d: _adaptive_pool, AvgPool2d: _pool, BatchNorm2d: _batch_norm, Conv2d: _conv,
     ConvTranspose2d: _conv_transpose, Dropout: _dropout, Flatten: _flatten, LPPool2d: _pool, LeakyReLU: _leaky_relu,
-    Linear: _linear, LocallyConnected2d: _local, MaxPool2d: _pool, ReLU: _from_output, Softmax: _from_output,
+    Linear: _linear, LocallyConnected2d: _local, MaxPool2d: _pool, ReLU: _from_output, ReLU6: _from_output,
+    Softmax: _from_output,
 }  # fmt: skip

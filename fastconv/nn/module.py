@@ -275,7 +275,7 @@ class Module(ABC):
             child.release()
 
     def named_children(self) -> Iterator[tuple[str, Module]]:
-        """The modules directly below, with their names."""
+        """The modules directly below, with their names; what is below one named "" is as if directly below."""
         yield from ((name, value) for name, value in vars(self).items() if isinstance(value, Module))
 
     def modules(self) -> Iterator[Module]:
@@ -295,7 +295,7 @@ class Module(ABC):
         """Parameters and buffers of this module and all below, by torch's names."""
         yield from ((prefix + name, value) for name, value in vars(self).items() if isinstance(value, Buffer))
         for name, child in self.named_children():
-            yield from child.named_state(f"{prefix}{name}.")
+            yield from child.named_state(f"{prefix}{name}." if name else prefix)
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """As `named_state`, but parameters only."""
@@ -368,6 +368,9 @@ class Module(ABC):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> tuple[list[str], list[str]]:
         """Copy parameters and buffers from a `state_dict`, one of this library or of torch.
 
+        Counts of batches that batch normalisation has seen may be missing, as in files of old versions of torch; they
+        stay as they are.
+
         Parameters
         ----------
         state_dict : mapping of str to array
@@ -386,7 +389,8 @@ class Module(ABC):
         """
         own = dict(self.named_state())
         new = {name: np.asarray(moved(value, "cpu")) for name, value in state_dict.items()}
-        missing, unexpected = [n for n in own if n not in new], [n for n in new if n not in own]
+        missing = [n for n in own if n not in new and not n.endswith("num_batches_tracked")]
+        unexpected = [n for n in new if n not in own]
         shared = [n for n in own if n in new]
         problems = [f"missing: {n}" for n in missing] + [f"unexpected: {n}" for n in unexpected] if strict else []
         for name in shared:

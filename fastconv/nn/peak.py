@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fastconv.nn.activation import LeakyReLU, ReLU
+from fastconv.nn.activation import LeakyReLU, ReLU, ReLU6
 from fastconv.nn.container import Residual, Sequential
 from fastconv.nn.conv import Conv2d
 from fastconv.nn.memory import Array, result_and_kept
@@ -146,7 +146,7 @@ class Step:
         before: type = Sequential
         for number, child in module.named_children():
             # A ReLU right after a convolution is computed with it.
-            fused = before is Conv2d and type(child) in (ReLU, LeakyReLU)
+            fused = before is Conv2d and type(child) in (ReLU, ReLU6, LeakyReLU)
             visit = self._forward(child, whole.output, recording, _joined(name, number), held, fused)
             whole.children.append(visit)
             whole.output, before = visit.output, type(child)

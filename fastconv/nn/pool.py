@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastconv import grad as gradients
-from fastconv.functional.pool import avg_pool2d, global_avg_pool2d, lp_pool2d, max_pool2d
+from fastconv.functional.pool import avg_pool2d, lp_pool2d, max_pool2d
 from fastconv.nn.backend import as_floats, backend
 from fastconv.nn.module import Module
 from fastconv.pooling import Pool
@@ -123,36 +123,58 @@ class LPPool2d(Module):
 
 
 class AdaptiveAvgPool2d(Module):
-    """Average of each whole map.
+    """Average of each part of a map that is cut into a number of parts along both axes.
+
+    Part i of n of H pixels is from floor(i * H / n) to ceil((i + 1) * H / n), as in torch: parts may share pixels, and
+    there may be more of them than pixels.
 
     Parameters
     ----------
-    output_size : int or (int, int)
-        Only 1: use `AvgPool2d` for others.
+    output_size : int, None or a pair of these
+        Height and width of the result; None is that of the input.
 
     Raises
     ------
     ValueError
-        For another size.
+        If a size is not positive.
     """
 
     def __init__(self, output_size: Any) -> None:
-        if pair(output_size, "output_size", least=1) != (1, 1):
-            raise ValueError(f"output_size must be 1, got {output_size!r}; use AvgPool2d with a window that fits")
+        sizes = tuple(output_size) if isinstance(output_size, (tuple, list)) else (output_size, output_size)
+        pair(tuple(1 if size is None else size for size in sizes), "output_size", least=1)
+        self.output_size = sizes
+
+    def size_for(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Height and width of the result for an input of a shape (N, C, H, W); ValueError if that has no pixels."""
+        if 0 in shape[2:]:
+            raise ValueError(f"x must have pixels to average, got shape {shape}")
+        height, width = (given or own for given, own in zip(self.output_size, shape[2:], strict=True))
+        return height, width
 
     def forward(self, x: np.ndarray) -> np.ndarray:
-        """(N, C, H, W) to (N, C, 1, 1)."""
+        """(N, C, H, W) to (N, C, *output_size)."""
         x = as_floats(x, "x", (4,))
-        output = global_avg_pool2d(x)
-        self.keep(tuple(x.shape), backend(x).memory_format(x), output=output)
+        shape = tuple(x.shape)
+        window = self._window(shape)
+        output = backend(x).adaptive_average(x, self.size_for(shape)) if window is None else avg_pool2d(x, window)
+        self.keep(shape, backend(x).memory_format(x), output=output)
         return output
 
     def backward(self, grad_output: np.ndarray, *, input_grad: bool = True) -> np.ndarray | None:
         shape, format = self.take(grad_output)
         if not input_grad:
             return None
-        grad = as_floats(grad_output, "grad_output", (4,))
-        return gradients.avg_pool2d(grad, shape, shape[2:], out=backend(grad).new(shape, grad, format))
+        grad, window = as_floats(grad_output, "grad_output", (4,)), self._window(shape)
+        if window is None:
+            return backend(grad).adaptive_average_backward(grad, shape[2:], format)
+        return gradients.avg_pool2d(grad, shape, window, out=backend(grad).new(shape, grad, format))
+
+    def _window(self, shape: tuple[int, ...]) -> tuple[int, int] | None:
+        """The window of the same pooling without an adaptive size, None if parts differ in size or share pixels."""
+        (height, width), (parts_high, parts_wide) = shape[2:], self.size_for(shape)
+        if height % parts_high or width % parts_wide:
+            return None
+        return height // parts_high, width // parts_wide
 
 
 def pooled(x: Any, window: Pool) -> Any:

@@ -48,6 +48,7 @@ def assert_close(actual: Any, expected: np.ndarray, bound: float = 1e-5) -> None
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "relu": (nn.ReLU, (2, 3, 2, 5)),
+    "relu6": (nn.ReLU6, (2, 3, 2, 5)),
     "leaky_relu": (lambda: nn.LeakyReLU(0.2), (2, 3, 2, 5)),
     "turning_relu": (lambda: nn.LeakyReLU(-0.5), (2, 7)),
     "dropout": (lambda: nn.Dropout(0.4, rng=np.random.default_rng(3)), (2, 3, 3, 5)),
@@ -64,6 +65,8 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "avg": (lambda: nn.AvgPool2d(2, ceil_mode=True), (1, 2, 3, 5)),
     "lp": (lambda: nn.LPPool2d(2, 2), (1, 2, 3, 5)),
     "global_avg": (lambda: nn.AdaptiveAvgPool2d(1), (2, 3, 2, 3)),
+    "adaptive_avg": (lambda: nn.AdaptiveAvgPool2d((3, 2)), (2, 3, 4, 3)),
+    "adaptive_avg_up": (lambda: nn.AdaptiveAvgPool2d((None, 4)), (2, 3, 2, 3)),
     "flatten": (nn.Flatten, (2, 3, 2, 3)),
     "residual": (lambda: nn.Residual(nn.Sequential(), nn.ReLU()), (2, 3, 2, 3)),
 }
