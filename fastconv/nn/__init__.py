@@ -1,5 +1,6 @@
 """Layers with a forward and a backward each, with torch's names, defaults and state_dict keys."""
 
+from fastconv.nn import models
 from fastconv.nn.activation import Dropout, LeakyReLU, ReLU, ReLU6, Softmax
 from fastconv.nn.container import Residual, Sequential
 from fastconv.nn.conv import Conv2d, ConvTranspose2d
@@ -10,7 +11,9 @@ from fastconv.nn.loss import CrossEntropyLoss, MSELoss
 from fastconv.nn.memory import activation_bytes
 from fastconv.nn.module import Buffer, Module, Parameter
 from fastconv.nn.norm import BatchNorm2d
+from fastconv.nn.pattern import convnet
 from fastconv.nn.pool import AdaptiveAvgPool2d, AvgPool2d, LPPool2d, MaxPool2d
+from fastconv.nn.receptive import ReceptiveField, receptive_field
 from fastconv.nn.shape import Flatten
 
 __all__ = [
@@ -33,9 +36,13 @@ __all__ = [
     "Parameter",
     "ReLU",
     "ReLU6",
+    "ReceptiveField",
     "Residual",
     "Sequential",
     "Softmax",
     "activation_bytes",
+    "convnet",
     "manual_seed",
+    "models",
+    "receptive_field",
 ]

@@ -11,7 +11,7 @@ import numpy as np
 from fastconv.nn.activation import LeakyReLU, ReLU, ReLU6
 from fastconv.nn.container import Residual, Sequential
 from fastconv.nn.conv import Conv2d
-from fastconv.nn.memory import Array, result_and_kept
+from fastconv.nn.memory import Array, network_dtype, result_and_kept
 from fastconv.nn.module import Module, Parameter
 
 Workspace = Callable[["Visit", tuple[str, ...]], int]
@@ -114,6 +114,11 @@ class Step:
         self._input = x.memory
         self.root = self._forward(network, x, False, "", 0)
         self._backward(self.root, 0, self._trainable_before())
+
+    @classmethod
+    def of_shapes(cls, network: Module, input_shape: tuple[int, ...]) -> Step:
+        """A walk for the sake of the shapes: workspaces are not looked up."""
+        return cls(network, input_shape, network_dtype(network), lambda layer, directions: 0)
 
     def _record(self, passing: int, workspace: int = 0) -> None:
         kept = sum(self._sizes[memory] for memory, layers in self._kept.items() if layers and memory != self._input)
