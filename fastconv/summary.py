@@ -21,10 +21,17 @@ from fastconv.nn.memory import network_dtype
 from fastconv.nn.module import Module
 from fastconv.nn.peak import Step, Visit
 from fastconv.nn.pool import AvgPool2d, LPPool2d, MaxPool2d
+from fastconv.nn.receptive import ReceptiveField, fields
 from fastconv.problem import ConvProblem
 
 # Arrays of the size of the parameters that an optimizer keeps.
 OPTIMIZERS = {"sgd": 0, "sgd_momentum": 1, "adagrad": 1, "rmsprop": 1, "adam": 2}
+
+# Headings of a table of layers, and the side of their cells.
+COLUMNS = {
+    "layer": "left", "kind": "left", "output": "left", "parameters": "right", "MFLOPs": "right", "kept, MiB": "right",
+    "sees": "right", "jump": "right", "offset": "right",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,8 @@ class LayerSummary:
         activations and batch normalisation are not counted, as is customary.
     kept_bytes : int
         What it keeps for backward, and no layer before it does.
+    receptive_field : ReceptiveField
+        What each of its neurons sees of the image.
     """
 
     name: str
@@ -53,6 +62,7 @@ class LayerSummary:
     trainable: int
     flops: int
     kept_bytes: int
+    receptive_field: ReceptiveField
 
 
 @dataclass(frozen=True)
@@ -98,12 +108,12 @@ class Summary:
         return sum(self.inference.values())
 
     def __str__(self) -> str:
-        head = ("layer", "kind", "output", "parameters", "MFLOPs", "kept, MiB")
-        rows = [head, *(_cells(layer) for layer in self.layers)]
+        rows = [tuple(COLUMNS), *(cells(layer) for layer in self.layers)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join(
-                cell.ljust(n) if i < 3 else cell.rjust(n) for i, (cell, n) in enumerate(zip(row, widths, strict=True))
+                cell.ljust(n) if side == "left" else cell.rjust(n)
+                for cell, n, side in zip(row, widths, COLUMNS.values(), strict=True)
             )
             for row in rows
         ]
@@ -168,7 +178,8 @@ def summary(
         raise ValueError(f"optimizer must be None or one of {', '.join(OPTIMIZERS)}, got {optimizer!r}")
     account = _Account(model, tuple(input_shape), optimizer, np.dtype(network_dtype(model) if dtype is None else dtype))
     step = account.step(batch)
-    layers = [_layer(layer) for layer in step.root.layers()]
+    seen = fields(step.root)
+    layers = [_layer(layer, seen[id(layer)]) for layer in step.root.layers()]
     parameters = list(model.parameters())
     training, device = account.training(step), parameters[0].device if parameters else "cpu"
     free = free_bytes(device)
@@ -179,10 +190,17 @@ def summary(
     )  # fmt: skip
 
 
-def _cells(layer: LayerSummary) -> tuple[str, ...]:
+def cells(layer: LayerSummary) -> tuple[str, ...]:
+    """A row under `COLUMNS`."""
     shape = "x".join(map(str, layer.out_shape))
     numbers = (f"{layer.parameters:,}", f"{layer.flops / 1e6:,.1f}", _mib(layer.kept_bytes))
-    return (layer.name, layer.kind, shape, *numbers)
+    field = layer.receptive_field
+    return (layer.name, layer.kind, shape, *numbers, _both(field.size), _both(field.jump), _both(field.offset))
+
+
+def _both(values: tuple[float, float]) -> str:
+    """Of height and width; once if they are the same."""
+    return "x".join(f"{value:g}" for value in dict.fromkeys(values))
 
 
 def _mib(size: int) -> str:
@@ -280,12 +298,12 @@ def _count(parameters: Any) -> int:
     return sum(parameter.value.size for parameter in parameters)
 
 
-def _layer(layer: Visit) -> LayerSummary:
+def _layer(layer: Visit, field: ReceptiveField) -> LayerSummary:
     own = layer.parameters
     trainable = _count(p for p in own if p.requires_grad)
     return LayerSummary(
         layer.name, type(layer.module).__name__, layer.output.shape, _count(own), trainable,
-        _FLOPS.get(type(layer.module), lambda layer: 0)(layer), layer.first_kept_bytes,
+        _FLOPS.get(type(layer.module), lambda layer: 0)(layer), layer.first_kept_bytes, field,
     )  # fmt: skip
 
 

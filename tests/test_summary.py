@@ -202,3 +202,18 @@ def test_a_container_has_a_limit_of_its_own(tmp_path: Any, monkeypatch: pytest.M
     assert free_bytes() == 3000
     (tmp_path / "memory.max").write_text("max\n")
     assert free_bytes() is None or before is None or free_bytes() > 3000
+
+
+def test_layers_say_what_they_see() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, (3, 5), 2), nn.ReLU(), nn.MaxPool2d(2))
+    found = fastconv.summary(net, (3, 20, 20))
+    assert [layer.receptive_field.size for layer in found.layers] == [(3, 5), (3, 5), (5, 7)]
+    assert found.layers[-1].receptive_field.jump == (4, 4) and found.layers[0].receptive_field.offset == (1, 2)
+    assert "3x5" in str(found) and found.as_dict()["layers"][0]["receptive_field"]["size"] == (3, 5)
+
+
+def test_vgg16_is_counted_as_published() -> None:
+    found = fastconv.summary(nn.models.vgg16(), (3, 224, 224))
+    assert found.parameters == 138_357_544
+    assert found.flops // 2 == pytest.approx(15.47e9, rel=1e-2)  # multiplications, as in Canziani et al. 2016
+    assert found.layers[-1].receptive_field.size == (404, 404)

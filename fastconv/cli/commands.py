@@ -10,7 +10,7 @@ import typer
 
 from fastconv import algorithms, dispatch, networks
 from fastconv._version import __version__
-from fastconv.cli import machine, train, wisdom
+from fastconv.cli import machine, network, train, wisdom
 from fastconv.cli.output import (
     Json,
     emit,
@@ -34,6 +34,7 @@ app = typer.Typer(
 )  # fmt: skip
 app.add_typer(wisdom.app, name="wisdom")
 app.command("info")(machine.info)
+app.command("summary")(network.summary)
 app.command("train-demo")(train.train_demo)
 
 Targets = Annotated[list[str], typer.Argument(help="Networks or descriptors, such as n1c64h56w56k64r3s3p1_nhwc.")]

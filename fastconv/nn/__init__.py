@@ -4,6 +4,7 @@ from fastconv.nn import models
 from fastconv.nn.activation import Dropout, LeakyReLU, ReLU, ReLU6, Softmax
 from fastconv.nn.container import Residual, Sequential
 from fastconv.nn.conv import Conv2d, ConvTranspose2d
+from fastconv.nn.head import replace_head
 from fastconv.nn.init import manual_seed
 from fastconv.nn.linear import Linear
 from fastconv.nn.local import LocallyConnected2d
@@ -15,6 +16,7 @@ from fastconv.nn.pattern import convnet
 from fastconv.nn.pool import AdaptiveAvgPool2d, AvgPool2d, LPPool2d, MaxPool2d
 from fastconv.nn.receptive import ReceptiveField, receptive_field
 from fastconv.nn.shape import Flatten
+from fastconv.nn.sliding_window import dense_scores, to_fully_convolutional
 
 __all__ = [
     "AdaptiveAvgPool2d",
@@ -42,7 +44,10 @@ __all__ = [
     "Softmax",
     "activation_bytes",
     "convnet",
+    "dense_scores",
     "manual_seed",
     "models",
     "receptive_field",
+    "replace_head",
+    "to_fully_convolutional",
 ]

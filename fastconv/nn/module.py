@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -139,6 +140,11 @@ class Parameter(Buffer):
         super().to(device)
         self.grad = None if self.grad is None else moved(self.grad, self.device)
         return self
+
+    def reshaped(self, shape: tuple[int, ...]) -> Parameter:
+        """A copy with another shape, frozen if this is; without a gradient."""
+        value = moved(self._value, "cpu").reshape(shape)
+        return Parameter(value, self.requires_grad).to(self.device)
 
     def accumulate(self, grad: Any) -> None:
         """Add to `grad`.
@@ -310,19 +316,34 @@ class Module(ABC):
         """Whether any parameter is not frozen."""
         return any(parameter.requires_grad for parameter in self.parameters())
 
-    def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """Unfreeze all parameters, or freeze them (False), which also drops their gradients; returns the module.
+    def requires_grad_(self, requires_grad: bool = True, pattern: str = "*") -> Self:
+        """Unfreeze parameters, or freeze them (False), which also drops their gradients; returns the module.
 
-        As `Parameter.requires_grad`, this counts from the next `forward` on.
+        As `Parameter.requires_grad`, this counts from the next `forward` on. It leaves batch normalisation's running
+        statistics alone: put such layers into eval mode if they are to stay as they are.
+
+        Parameters
+        ----------
+        requires_grad : bool, default True
+        pattern : str, default "*"
+            Of the names, as in `fnmatch.fnmatchcase`: ``"features.*"`` are all parameters below ``features``.
+
+        Raises
+        ------
+        ValueError
+            If no parameter has such a name.
         """
-        for parameter in self.parameters():
+        found = [parameter for name, parameter in self.named_parameters() if fnmatchcase(name, pattern)]
+        if not found and pattern != "*":
+            raise ValueError(f"pattern must fit the name of a parameter, got {pattern!r}")
+        for parameter in found:
             parameter.requires_grad = requires_grad
             parameter.grad = parameter.grad if requires_grad else None
         return self
 
-    def freeze(self) -> Self:
-        """``requires_grad_(False)``."""
-        return self.requires_grad_(False)
+    def freeze(self, pattern: str = "*") -> Self:
+        """``requires_grad_(False, pattern)``."""
+        return self.requires_grad_(False, pattern)
 
     def train(self, mode: bool = True) -> Self:
         """Set training mode (eval mode if False, and `release`), here and in all modules below; returns the module."""
