@@ -42,6 +42,12 @@ def test_the_network_learns(ran):
     assert ran["accuracy"] > 0.9
     frozen = [parameter for parameter in ran["net"].parameters() if not parameter.requires_grad]
     assert frozen == list(ran["net"][0].parameters())
+    assert [group["lr"] for group in ran["groups"]] == pytest.approx([0.0003, 0.003])
+
+
+def test_a_classifier_slides(ran):
+    assert ran["scores"].shape == (1, 10, 3, 5) and ran["finer"].shape == (1, 10, 5, 9)
+    np.testing.assert_allclose(ran["finer"][:, :, ::2, ::2], ran["scores"], rtol=1e-4, atol=1e-5)
 
 
 def test_the_two_commands_are_there():
