@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.nn.backend import as_floats, backend, moved
+from fastconv.nn.backend import as_floats, backend, device_of, moved
 from fastconv.nn.container import Residual, Sequential
 from fastconv.nn.conv import Conv2d
 from fastconv.nn.linear import Linear
@@ -130,7 +130,8 @@ def dense_scores(model: Module, image: Any, average: bool = True, shifts: int = 
     -------
     array
         (N, classes) if `average`, else (N, classes, Ho, Wo): the score at (i, j) is that of the window that starts
-        ``stride / shifts * (i, j)`` pixels from the first. Without N for one image.
+        ``stride / shifts * (i, j)`` pixels from the first. Without N for one image. Several maps from a GPU are joined
+        on the CPU, and the result is an array of Numba's.
 
     Raises
     ------
@@ -176,7 +177,7 @@ def _map(model: Module, images: Any, shift: tuple[int, int]) -> Any:
 
 
 def _stitched(maps: dict[tuple[int, int], Any], shifts: int) -> Any:
-    """One map of all, each at its shift; it ends where the first of them has no score."""
+    """One map of all, each at its shift; it ends where the first of them has no score. Joined on the CPU."""
     on_host: dict[tuple[int, int], Any] = {
         at: None if found is None else moved(found, "cpu") for at, found in maps.items()
     }
@@ -188,7 +189,7 @@ def _stitched(maps: dict[tuple[int, int], Any], shifts: int) -> Any:
         part = whole[:, :, i::shifts, j::shifts]
         if part.size:
             part[...] = found[:, :, : part.shape[2], : part.shape[3]]
-    return whole
+    return moved(whole, device_of(maps[0, 0]))
 
 
 def _end(found: Any, shift: int, axis: int, shifts: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -302,3 +303,26 @@ def test_errors_name_what_is_on_another_device() -> None:
         nn.CrossEntropyLoss()(sent(numbers((2, 3))), sent(numbers((2,))))
     with pytest.raises(ValueError, match="at most 6 axes"):
         gpu.reshape(sent(np.ones((1, 1, 1, 1, 2, 3, 2)).transpose(0, 1, 2, 3, 4, 6, 5)), (12,))
+
+
+@pytest.mark.parametrize("options", [{}, {"average": False}, {"average": False, "shifts": 2}, {"shifts": 2}])
+def test_a_classifier_slides_on_the_gpu(options: dict[str, Any]) -> None:
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 3)).eval()
+    images = numbers((1, 2, 9, 8))
+    expected = nn.dense_scores(nn.to_fully_convolutional(net, (2, 6, 6)), images, **options)
+    whole = nn.to_fully_convolutional(net.to("cuda"), (2, 6, 6))
+    assert_close(nn.dense_scores(whole, sent(images), **options), expected)
+
+
+def test_a_new_head_is_where_the_old_one_was() -> None:
+    net = nn.replace_head(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).to("cuda"), 2)
+    assert net[1].weight.device == net[1].bias.device == "cuda"
+
+
+def test_a_network_on_the_gpu_is_accounted_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = import_module("fastconv.summary")  # fastconv.summary is the function
+    monkeypatch.setattr(module, "free_bytes", lambda device: {"cuda": 1 << 20}[device])
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    found = module.summary(net.to("cuda"), (2, 6, 6), 3)
+    assert found.free_bytes == 1 << 20 and found.largest_batch > 3
+    assert found.training["parameters"] == 4 * found.parameters
