@@ -4,10 +4,10 @@
 
 Needs PyTorch with CUDA and the extra ``cuda``. Errors are relative, norm(result - exact) / norm(exact), against float64
 on the same GPU; inputs are fresh and random, results poisoned. With ``--sanitize``, a subset runs under NVIDIA's
-compute-sanitizer first. Times are medians of CUDA events over calls that take turns, with inputs that change so that
-caches do not keep them; cuDNN is PyTorch's, channels-last, its benchmark mode on, with TF32 where fastconv may use it.
-Ceilings are multiprocessors x clock x operations of one in a clock. Nothing of this has run yet: no GPU was at
-hand when it was written.
+compute-sanitizer first. Times are of the GPU alone: calls with inputs that change, so that caches do not keep them,
+are captured in a CUDA graph; medians of CUDA events around its replays, which take turns. cuDNN is PyTorch's,
+channels-last, its benchmark mode on, with TF32 where fastconv may use it.
+Ceilings are multiprocessors x clock x operations of one in a clock.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fastconv import algorithms, networks
 from fastconv.descriptor import parse
 from fastconv.problem import ConvProblem
 
-SETS, CALLS, ROUNDS = 4, 5, 15  # inputs that change, calls of a sample, samples
+SETS, ROUNDS = 4, 15  # inputs that change, one for each call of a sample; samples
 # Operations of a multiprocessor in a clock, by compute capability: NVIDIA's architecture whitepapers, dense.
 RATES = {(8, 0): {"f32": 128, "tf32": 1024, "bf16": 2048}, (9, 0): {"f32": 256, "tf32": 2048, "bf16": 4096}}
 SECTIONS = {
@@ -77,21 +77,31 @@ def layers(section: str, batch: int) -> list[ConvProblem]:
     return [parse(f"n{batch}{text.replace('_', '_nhwc_', 1)}") for text in FUSED]
 
 
-def times(calls: dict[str, list[Callable[[], Any]]]) -> dict[str, float]:
-    """Median microseconds of a call of each; every call comes once for each set of inputs, and they take turns."""
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for sets in calls.values():
-        for call in sets * 3:  # compiles, chooses, warms up
+def captured(calls: Callable[[], list[Callable[[], Any]]]) -> tuple[Any, Any]:
+    """A CUDA graph of calls, made for the stream on which they are captured, and the calls, whose memory it uses."""
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        made = calls()
+        for call in made * 3:  # compiles, chooses, warms up
             call()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph, stream=stream):
+        for call in made:
+            call()
+    return graph, made
+
+
+def times(graphs: dict[str, tuple[Any, Any]]) -> dict[str, float]:
+    """Median microseconds of a call of each graph, whose replays take turns."""
+    samples: dict[str, list[float]] = {name: [] for name in graphs}
     for _ in range(ROUNDS):
-        for name, sets in calls.items():
+        for name, (graph, _) in graphs.items():
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
-            for i in range(CALLS):
-                sets[i % len(sets)]()
+            graph.replay()
             end.record()
             end.synchronize()
-            samples[name].append(1e3 * start.elapsed_time(end) / CALLS)
+            samples[name].append(1e3 * start.elapsed_time(end) / SETS)
     return {name: median(found) for name, found in samples.items()}
 
 
@@ -108,10 +118,11 @@ def measure_one(problem: ConvProblem) -> dict[str, Any]:
     kind = kind_of(problem)
     torch.backends.cudnn.allow_tf32 = kind == "tf32"
     cases = [Case(problem) for _ in range(SETS)]
-    calls: dict[str, list[Callable[[], Any]]] = {"cuDNN": [case.by_torch for case in cases]}
+    graphs = {"cuDNN": captured(lambda: [case.by_torch for case in cases])}
     for candidate in algorithms.candidates(problem):
-        calls[str(candidate)] = [case.call(candidate.algorithm, dict(candidate.params)) for case in cases]
-    took = times(calls)
+        name, params = candidate.algorithm, dict(candidate.params)
+        graphs[str(candidate)] = captured(lambda: [case.call(name, params) for case in cases])  # noqa: B023
+    took = times(graphs)
     best = min((name for name in took if name != "cuDNN"), key=lambda name: took[name])
     rate, most = problem.flops / took[best] / 1e6, ceiling(kind)
     row = {"problem": problem.descriptor, "kind": kind, "direction": problem.direction, "us": took, "best": best,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -83,6 +84,11 @@ class Case:
             return lambda: kernel.convolve(grad, weight, None, out)
         return lambda: kernel.run(x, grad, out)
 
+    @cached_property
+    def exact(self) -> Any:
+        """The result in float64."""
+        return self.by_torch(torch.float64)
+
     def by_torch(self, real: Any = None) -> Any:
         """PyTorch's result, computed in another type if one is given; for the time of a call use `None`."""
         p, (x, w, dy, b) = self.problem, (self.x, self.weight, self.grad, self.bias)
@@ -127,8 +133,7 @@ def error(case: Case, algorithm: str, params: dict[str, int]) -> float:
     case.out.fill_(math.nan)
     case.call(algorithm, params)()
     torch.cuda.synchronize()
-    exact = case.by_torch(torch.float64)
-    return float(torch.linalg.norm(case.out.double() - exact) / torch.linalg.norm(exact))
+    return float(torch.linalg.norm(case.out.double() - case.exact) / torch.linalg.norm(case.exact))
 
 
 def check(few: bool = False) -> list[dict[str, Any]]:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 _KINDS = {"int32": ctypes.c_int32, "int64": ctypes.c_int64, "float32": ctypes.c_float, "float64": ctypes.c_double}
 
 _SHARED_BYTES = 48 << 10  # of a block, unless its kernel is allowed more
-_MOST_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
 _functions: dict[tuple, Any] = {}
 _loading = threading.Lock()
@@ -154,7 +153,8 @@ class Prepared:
         self.threads, self.shared = kernel.threads, launch.shared
         self.values = _scalars(kernel.arguments, launch.values)
         if self.shared > _SHARED_BYTES:
-            _checked(cu.cuFuncSetAttribute(self.function, _MOST_SHARED, self.shared))
+            attribute = cu.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            _checked(cu.cuKernelSetAttribute(attribute, self.shared, self.function, device))
 
     def __call__(self, pointers: list[int], stream: int) -> None:
         cu = self._cu

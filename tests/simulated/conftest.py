@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.util import find_spec
+from pkgutil import iter_modules
 
 import pytest
+
+import fastconv.cuda
 
 # The simulator is on for a whole process or not at all. The benchmark for GPUs compares with PyTorch.
 collect_ignore_glob = [] if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1" else ["test_*.py"]
@@ -21,3 +25,13 @@ def _quick_barriers() -> Iterator[None]:
     sys.setswitchinterval(3e-4)
     yield
     sys.setswitchinterval(before)
+
+
+@pytest.fixture(autouse=True)
+def _no_module_grows() -> None:
+    """The simulator's threads walk through modules' globals, to which a first warning would add its registry."""
+    for info in iter_modules(fastconv.cuda.__path__, "fastconv.cuda."):
+        import_module(info.name)  # not by a test itself
+    for name, module in list(sys.modules.items()):
+        if name.startswith(("fastconv", "test_")):
+            vars(module).setdefault("__warningregistry__", {})

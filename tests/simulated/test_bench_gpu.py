@@ -41,6 +41,17 @@ class Event:
         return 1.0
 
 
+class Graph:
+    """Calls, as a CUDA graph of them."""
+
+    def __init__(self, calls: list[Any]) -> None:
+        self.calls = calls
+
+    def replay(self) -> None:
+        for call in self.calls:
+            call()
+
+
 def described(tensor: Any, name: str) -> DeviceArray:
     """A tensor of the CPU as an array of the simulated GPU."""
     bits = tensor.view(torch.int16) if tensor.element_size() == 2 else tensor
@@ -56,6 +67,7 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     properties = SimpleNamespace(major=9, minor=0, multi_processor_count=132, clock_rate=1_980_000)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(gpu, "captured", lambda calls: (Graph(calls()), None))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(gpu_cases, "as_device_array", described)
     monkeypatch.setattr(gpu_cases, "check_others", list)
@@ -86,7 +98,6 @@ def test_a_whole_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(gpu, "layers", lambda section, batch: [layer])
     monkeypatch.setattr(gpu, "latency", lambda: {"fastconv.plan": 1.0})
     monkeypatch.setattr(gpu, "SETS", 1)
-    monkeypatch.setattr(gpu, "CALLS", 1)
     monkeypatch.setattr(gpu, "ROUNDS", 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     report, figures = tmp_path / "gpu.md", tmp_path / "gpu.json"
