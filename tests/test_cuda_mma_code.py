@@ -38,8 +38,8 @@ def test_tensor_cores_multiply_most_of_the_time(rows_columns: tuple[int, int], d
     assert (
         sum(n for name, n in found.items() if name.startswith("LDSM")) == 2 * (tile.warp_rows + tile.warp_columns) // 16
     )
-    assert found["LDGSTS.E.BYPASS.128"] and found["STG.E.128"]
-    assert tile.shared_bytes <= SHARED_MEMORY
+    assert found["LDGSTS.E.BYPASS.128"] and found["LDGSTS.E.128"] and found["STG.E.128"]
+    assert tile.shared_bytes(dtype) <= SHARED_MEMORY
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

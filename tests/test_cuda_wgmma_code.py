@@ -18,10 +18,10 @@ from fastconv.cuda import wgmma
 SHARED_MEMORY = 227 << 10  # bytes of a block, compute capability 9.0
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("rows_columns", wgmma.TILES, ids=str)
-def test_products_follow_each_other(rows_columns: tuple[int, int], dtype: str) -> None:
-    tile = wgmma.WgmmaTile(*rows_columns)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("sizes", wgmma.TILES, ids=str)
+def test_products_follow_each_other(sizes: tuple[int, int, int], dtype: str) -> None:
+    tile = wgmma.WgmmaTile(*sizes)
     code = wgmma.compiled(tile, dtype).cubin((9, 0, "a"))
     text, used = disassemble(code), registers(code)
     loop, found = main_loop(text, "HGMMA"), opcodes(text)
@@ -30,5 +30,5 @@ def test_products_follow_each_other(rows_columns: tuple[int, int], dtype: str) -
     assert found["WARPGROUP.DEPBAR.LE"] == 2  # one in the loop, one behind it: products are not serialised
     assert found["WARPGROUP.ARRIVE"] == 1 and found["FENCE.VIEW.ASYNC.S"] == 1
     assert used.stack == 0 and not any(name.startswith(("LDL", "STL")) for name in found)
-    assert used.count * tile.threads <= 65536
-    assert tile.shared_bytes <= SHARED_MEMORY
+    assert used.count * tile.threads * tile.blocks_at_once(dtype) <= 65536
+    assert tile.shared_bytes(dtype) <= SHARED_MEMORY

@@ -18,6 +18,16 @@ def activated(value, epilogue):
 
 
 @device
+def activated4(values, epilogue):
+    """`activated` of four values; where there is no activation, that costs one branch for all."""
+    t0, t1, t2, t3 = values
+    if epilogue.active:
+        t0, t1 = activated(t0, epilogue), activated(t1, epilogue)
+        t2, t3 = activated(t2, epilogue), activated(t3, epilogue)
+    return t0, t1, t2, t3
+
+
+@device
 def at(steps, n, c, row, column):
     """Where an element is, from the `fastconv.cuda.geometry.Steps` of its array."""
     return n * steps.batch + c * steps.channel + row * steps.row + column * steps.column

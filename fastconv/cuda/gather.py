@@ -8,11 +8,12 @@ additions and no division.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from fastconv.cuda.gemm import DEPTH, PAD, Tile
 from fastconv.cuda.ptx import copy_async4
 from fastconv.cuda.toolkit import device, int32, uint32
+from fastconv.cuda.walk import pixel_at
 
 MOST_TAPS = 15  # along an axis: bits of a pixel say which of them are inside of the image
 _COLUMN_BIT = 16
@@ -20,47 +21,6 @@ _COLUMN_BIT = 16
 # Of a pixel: the element that its first tap reads, and those bits. Of a term: channel, and row and column of its tap.
 ELEMENT, INSIDE = 0, 1
 CHANNEL, ROW, COLUMN = 0, 1, 2
-
-
-class WalkGeometry(NamedTuple):
-    """How sums walk over images, in elements: pixel (i, j) and tap (r, s) read (i*stride_h - top + r*dilation_h, ...).
-
-    Dilations may be negative, as gradients of the input walk; `tap_row` and `tap_column` are a tap's steps in memory.
-    `pixels` counts those of all images; channels and filters are those of a group. Results go to ``out_first +
-    n*out_batch + i*out_row + j*out_column + filter*out_channel``.
-    """
-
-    pixels: int
-    groups: int
-    channels: int
-    filters: int
-    in_height: int
-    in_width: int
-    out_height: int
-    out_width: int
-    taps_h: int
-    taps_w: int
-    stride_h: int
-    stride_w: int
-    top: int
-    left: int
-    dilation_h: int
-    dilation_w: int
-    tap_row: int
-    tap_column: int
-    x_batch: int
-    x_channel: int
-    x_row: int
-    x_column: int
-    out_first: int
-    out_batch: int
-    out_channel: int
-    out_row: int
-    out_column: int
-    padded_filters: int
-    slices: int
-    has_bias: int
-    vectors: int
 
 
 @cache
@@ -80,8 +40,7 @@ def own_terms(tile: Tile, channels_last: bool) -> int:
 def image_pixel(g, first, row):
     """Image, row and column of the pixel of a tile's row, and whether it is there; `first` is that of the tile."""
     m = int32(first + row)
-    j, rest = int32(m % g.out_width), int32(m // g.out_width)
-    i, n = int32(rest % g.out_height), int32(rest // g.out_height)
+    n, i, j = pixel_at(g, m)
     return n, i, j, m < g.pixels
 
 

@@ -1,7 +1,9 @@
 """The left matrix of an implicit GEMM on tensor cores: found in a channels-last image, by units of 16 bytes.
 
 As `fastconv.cuda.gather`, with neighbouring channels of a pixel for an element: the `WalkGeometry` counts channels
-and steps in units, and a slice has rows of pixels.
+and steps in units, and a slice has rows of pixels. Terms are ordered by blocks of channels, then by tap, then by
+channel: where a block is a slice, the taps of neighbouring pixels, which are the same pixels, follow each other and
+are found in the L1 cache.
 """
 
 from __future__ import annotations
@@ -9,17 +11,27 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from fastconv.cuda.gather import CHANNEL, COLUMN, ELEMENT, INSIDE, ROW
+from fastconv.cuda.gather import ELEMENT, INSIDE
 from fastconv.cuda.mma_tile import UNITS, MmaTile, unit_place
-from fastconv.cuda.ptx import copy_async16
+from fastconv.cuda.ptx import copy_async16_cached
 from fastconv.cuda.toolkit import device, int32, uint32
+from fastconv.cuda.walk import pixel_at
 
 _COLUMN_BIT = 16
+
+# Of a thread's term: channel, row and column of its tap, and the end of its block of channels.
+CHANNEL, ROW, COLUMN, BLOCK_END = range(4)
+TERM_FIELDS = 4
 
 
 def own_pixels(tile: MmaTile) -> int:
     """Pixels of which a thread copies a unit of every slice."""
     return tile.rows * UNITS // tile.threads
+
+
+def block_units(channels: int) -> int:
+    """Units of a block of terms, of a group's: a slice, or all where those are no whole slices."""
+    return UNITS if channels % UNITS == 0 else channels
 
 
 @cache
@@ -29,12 +41,15 @@ def gathering(tile: MmaTile, width: int) -> Any:
     PITCH = STEP * UNITS * WIDTH
 
     @device
+    def block_of(g):
+        return int32(UNITS) if g.channels % UNITS == 0 else int32(g.channels)
+
+    @device
     def start(g, thread, first, group, pixels, term, rows, columns):
-        pixel, unit = int32(thread // UNITS), int32(thread % UNITS)
+        pixel, unit, block = int32(thread // UNITS), int32(thread % UNITS), block_of(g)
         for p in range(OWN):
             m = int32(first + pixel + p * STEP)
-            j, rest = int32(m % g.out_width), int32(m // g.out_width)
-            i, n = int32(rest % g.out_height), int32(rest // g.out_height)
+            n, i, j = pixel_at(g, m)
             rows[p], columns[p] = int32(i * g.stride_h - g.top), int32(j * g.stride_w - g.left)
             place = n * g.x_batch + group * g.channels * g.x_channel + rows[p] * g.x_row + columns[p] * g.x_column
             pixels[p, ELEMENT], pixels[p, INSIDE] = int32(place), int32(0)
@@ -48,8 +63,10 @@ def gathering(tile: MmaTile, width: int) -> Any:
             for p in range(OWN):
                 column = int32(columns[p] + s * g.dilation_w)
                 pixels[p, INSIDE] |= int32(1 << (_COLUMN_BIT + s)) if uint32(column) < uint32(g.in_width) else int32(0)
-        tap = int32(unit // g.channels)
-        term[CHANNEL], term[ROW], term[COLUMN] = int32(unit % g.channels), int32(tap // g.taps_w), int32(tap % g.taps_w)
+        tap = int32(unit // block)
+        term[CHANNEL], term[ROW], term[COLUMN] = int32(unit % block), int32(tap // g.taps_w), int32(tap % g.taps_w)
+        term[ROW] = min(term[ROW], g.taps_h)
+        term[BLOCK_END] = block
         return int32(unit_place(pixel, unit) * WIDTH)
 
     @device
@@ -59,16 +76,22 @@ def gathering(tile: MmaTile, width: int) -> Any:
         bits = int32((int32(1) << row) | (int32(1 << _COLUMN_BIT) << column))
         for p in range(OWN):
             inside = (pixels[p, INSIDE] & bits) == bits
-            copy_async16(shared, int32(at + p * PITCH), x, int32(pixels[p, ELEMENT] + tap) * WIDTH, inside)
+            copy_async16_cached(shared, int32(at + p * PITCH), x, int32(pixels[p, ELEMENT] + tap) * WIDTH, inside)
 
     @device
     def advance(g, term):
+        block = block_of(g)
         term[CHANNEL] += int32(UNITS)
-        while term[CHANNEL] >= g.channels:
-            term[CHANNEL] -= g.channels
+        while term[CHANNEL] >= term[BLOCK_END]:
+            term[CHANNEL] -= block
             term[COLUMN] += int32(1)
             if term[COLUMN] == g.taps_w:
                 term[COLUMN] = int32(0)
-                term[ROW] += int32(1)
+                if term[ROW] < g.taps_h:  # behind the last row nothing is inside
+                    term[ROW] += int32(1)
+                if term[ROW] == g.taps_h and term[BLOCK_END] < g.channels:
+                    term[ROW] = int32(0)
+                    term[CHANNEL] += block
+                    term[BLOCK_END] += block
 
     return start, copy, advance

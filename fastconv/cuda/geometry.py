@@ -69,13 +69,14 @@ class Steps(NamedTuple):
 
 
 class Epilogue(NamedTuple):
-    """An activation: x < 0 ? slope * x : x, clamped to [low, high]."""
+    """An activation: x < 0 ? slope * x : x, clamped to [low, high]; `active` is 0 if that changes nothing."""
 
     slope: float
     low: float
     high: float
+    active: float
 
     @classmethod
     def of(cls, activation: str | None) -> Epilogue:
         """That of an activation by its name in `ConvProblem`; None changes nothing."""
-        return cls(*EPILOGUES[activation])
+        return cls(*EPILOGUES[activation], float(activation is not None))

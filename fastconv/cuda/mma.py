@@ -15,18 +15,19 @@ from fastconv.algorithms import Params
 from fastconv.cuda.arrays import DeviceArray
 from fastconv.cuda.codec import codec
 from fastconv.cuda.conv_kernel import ConvKernel, Packed, Strides, check_reach
-from fastconv.cuda.gather import MOST_TAPS, WalkGeometry
-from fastconv.cuda.gather_units import gathering, own_pixels
+from fastconv.cuda.gather import MOST_TAPS
+from fastconv.cuda.gather_units import TERM_FIELDS, gathering, own_pixels
 from fastconv.cuda.geometry import Epilogue
 from fastconv.cuda.kernel import MOST_BLOCKS, Kernel, Launch
-from fastconv.cuda.mma_tile import PAD, STAGES, UNITS, MmaTile, multiplication, unit_place
+from fastconv.cuda.mma_tile import STAGES, UNITS, MmaTile, multiplication, unit_place
 from fastconv.cuda.pack_units import FilterUnits, ImageUnits, padded_channels, width_of
 from fastconv.cuda.ptx import commit, copy_async16, wait
 from fastconv.cuda.toolkit import cuda, device, float32, int32, numbers, pointer, uint32
-from fastconv.cuda.write_tile import writing
+from fastconv.cuda.walk import WalkGeometry, tile_of_block
+from fastconv.cuda.write_tile import finishing, writing
 from fastconv.problem import ITEMSIZE, ConvProblem
 
-TILES = [(256, 128), (128, 128), (128, 64), (64, 64)]
+TILES = [(128, 128), (128, 64), (64, 64)]
 _ARRIVING = STAGES - 2
 _LAUNCH_NS = 5_000.0
 _FLOP_NS = {"float32": 1 / 250_000, "float16": 1 / 500_000, "bfloat16": 1 / 500_000}  # of a large GPU
@@ -61,22 +62,28 @@ def space(problem: ConvProblem) -> list[Params]:
 
 
 def cost(problem: ConvProblem, params: Params) -> float:
-    """Predicted time in nanoseconds on a large GPU: whole waves of blocks, with what of their tiles is empty."""
+    """Predicted time in nanoseconds on a large GPU."""
     tile = MmaTile(params["pixels"], params["filters"])
+    return product_ns(problem, tile, blocks_at_once(tile), _FLOP_NS[problem.dtype])
+
+
+def product_ns(problem: ConvProblem, tile: Any, blocks: int, flop_ns: float) -> float:
+    """Nanoseconds of a product on tensor cores, of which a multiprocessor holds so many blocks: whole waves of blocks,
+    with what of their tiles is empty.
+    """
     pixels, filters = problem.batch * math.prod(problem.conv_size), problem.out_channels // problem.groups
-    blocks = -(-pixels // tile.rows) * -(-filters // tile.columns) * problem.groups
-    at_once = _PROCESSORS * blocks_at_once(tile)
-    waves = -(-blocks // at_once)
+    tiles = -(-pixels // tile.rows) * -(-filters // tile.columns) * problem.groups
+    at_once = _PROCESSORS * blocks
     shared = 1 + 32 / tile.rows + 32 / tile.columns  # copies that fewer sums share
     work = tile.rows * tile.columns * 2 * FilterUnits(problem, tile.columns).terms * shared
     copies = problem.memory_format != "channels_last" or padded_channels(problem) != problem.weight_shape[1]
     copied = ImageUnits(problem).size * problem.itemsize * _COPY_NS + _LAUNCH_NS if copies else 0.0
-    return _LAUNCH_NS + copied + waves * at_once * work * _FLOP_NS[problem.dtype]
+    return _LAUNCH_NS + copied + -(-tiles // at_once) * at_once * work * flop_ns
 
 
 def blocks_at_once(tile: MmaTile) -> int:
     """Blocks that a multiprocessor holds, by registers: sums, fragments and addresses."""
-    return max(1, 256 // tile.threads if tile.sums > 64 else 512 // tile.threads)
+    return max(1, 512 // tile.threads if tile.sums <= 64 else 256 // tile.threads)
 
 
 def make(problem: ConvProblem, params: Params, threads: int) -> Mma:
@@ -93,8 +100,8 @@ def compiled(tile: MmaTile, dtype: str) -> Kernel:
     COPIES, FRAGMENTS_A, FRAGMENTS_B = COLUMNS // STEP, tile.warp_rows // 4, tile.warp_columns // 4
     start, copy, advance = gathering(tile, WIDTH)
     places, multiply = multiplication(tile, dtype, WIDTH)
-    stash = stashing(tile)
-    write = writing(ROWS // 2, COLUMNS, COLUMNS + PAD, tile.threads, dtype)
+    word = float32 if dtype == "float32" else uint32
+    finish, write = finishing(tile, dtype), writing(tile, dtype)
 
     @device
     def copy_weights(shared, at, weight, element, g):
@@ -103,14 +110,15 @@ def compiled(tile: MmaTile, dtype: str) -> Kernel:
             copy_async16(shared, int32(at + i * STEP * UNITS * WIDTH), weight, source, True)
 
     def mma(x, weight, bias, out, g, epilogue):
-        shared, stage = cuda.shared.array(0, stored), cuda.shared.array(0, float32)
+        shared, words = cuda.shared.array(0, stored), cuda.shared.array(0, word)
         sums = cuda.local.array(SUMS, float32)
         a, b = cuda.local.array(FRAGMENTS_A, uint32), cuda.local.array(FRAGMENTS_B, uint32)
-        pixels, term = cuda.local.array((OWN, 2), int32), cuda.local.array(3, int32)
+        pixels, term = cuda.local.array((OWN, 2), int32), cuda.local.array(TERM_FIELDS, int32)
         rows, columns = cuda.local.array(OWN, int32), cuda.local.array(OWN, int32)
         left, right = cuda.local.array(2, int32), cuda.local.array(2, int32)
         thread, group = int32(cuda.threadIdx.x), int32(cuda.blockIdx.z)
-        first_pixel, first_filter = int32(cuda.blockIdx.x * ROWS), int32(cuda.blockIdx.y * COLUMNS)
+        pixel_tile, filter_tile = tile_of_block(g)
+        first_pixel, first_filter = int32(pixel_tile * ROWS), int32(filter_tile * COLUMNS)
         for i in range(SUMS):
             sums[i] = float32(0)
         left_place = start(g, thread, first_pixel, group, pixels, term, rows, columns)
@@ -140,48 +148,13 @@ def compiled(tile: MmaTile, dtype: str) -> Kernel:
             ready = int32(0) if ready == (STAGES - 1) * SLICE else int32(ready + SLICE)
             ahead -= int32(1)
         cuda.syncthreads()  # nobody reads slices any more
-        stash(stage, sums, thread, int32(0))
+        finish(words, sums, bias, g, epilogue, thread, first_filter, group)
         cuda.syncthreads()
-        write(stage, out, bias, g, epilogue, thread, first_pixel, first_filter, group)
-        cuda.syncthreads()
-        stash(stage, sums, thread, int32(ROWS // 2))
-        cuda.syncthreads()
-        write(stage, out, bias, g, epilogue, thread, int32(first_pixel + ROWS // 2), first_filter, group)
+        write(words, shared, out, g, thread, first_pixel, first_filter, group)
 
     array = pointer(stored)
     kinds = (array, array, array, array, numbers(int32, WalkGeometry), numbers(float32, Epilogue))
     return Kernel(mma, kinds, (tile.rows, tile.columns, dtype), threads=tile.threads, blocks=blocks_at_once(tile))
-
-
-@cache
-def stashing(tile: MmaTile) -> Any:
-    """The device function ``stash(shared, sums, thread, first)``: half of the tile, from row `first` on, to shared
-    memory, by the warps that have its sums.
-    """
-    WARP_ROWS, WARP_COLUMNS, HALF = tile.warp_rows, tile.warp_columns, tile.rows // 2
-    PITCH, ACROSS, DOWN = tile.columns + PAD, tile.warp_columns // 8, tile.warp_rows // 16
-
-    @device
-    def stash_rows(shared, at, sums, first):
-        for j in range(ACROSS):
-            shared[at + j * 8], shared[at + j * 8 + 1] = sums[first + j * 4], sums[first + j * 4 + 1]
-            below = at + 8 * PITCH + j * 8
-            shared[below], shared[below + 1] = sums[first + j * 4 + 2], sums[first + j * 4 + 3]
-
-    @device
-    def stash(shared, sums, thread, first):
-        lane, warp = int32(thread % 32), int32(thread // 32)
-        row = int32(warp // 2 * WARP_ROWS - first)
-        if 0 <= row < HALF:
-            at = int32((row + lane // 4) * PITCH + warp % 2 * WARP_COLUMNS + lane % 4 * 2)
-            # A loop would stay one, with sums in local memory.
-            stash_rows(shared, at, sums, 0)
-            stash_rows(shared, int32(at + 16 * PITCH), sums, ACROSS * 4)
-            if DOWN == 4:
-                stash_rows(shared, int32(at + 32 * PITCH), sums, ACROSS * 8)
-                stash_rows(shared, int32(at + 48 * PITCH), sums, ACROSS * 12)
-
-    return stash
 
 
 class Mma(ConvKernel):
@@ -189,7 +162,7 @@ class Mma(ConvKernel):
 
     def __init__(self, problem: ConvProblem, params: Params) -> None:
         super().__init__(problem)
-        self.tile = MmaTile(params["pixels"], params["filters"])
+        self.tile = self.tile_of(params)
         self.filters, self.images = FilterUnits(problem, self.tile.columns), ImageUnits(problem)
         copies = problem.memory_format != "channels_last" or padded_channels(problem) != problem.weight_shape[1]
         self.layout_copies = "x to channels-last with whole units of 16 bytes" if copies else "none"
@@ -223,9 +196,17 @@ class Mma(ConvKernel):
         numbers: tuple[int, ...] = (
             pixels, p.groups, padded_channels(p) // width, p.out_channels // p.groups, *p.in_size, *p.conv_size,
             *p.kernel_size, *p.stride, top, left, *p.dilation, p.dilation[0] * row, p.dilation[1] * column, batch, 1,
-            row, column, 0, *out, self.filters.filters, self.filters.slices, int(p.bias), int(vectors),
+            row, column, 0, *out, self.filters.filters, self.filters.filters // tile.columns, self.filters.slices,
+            int(p.bias), int(vectors),
         )  # fmt: skip
-        grid = (-(-pixels // tile.rows), self.filters.filters // tile.columns, p.groups)
-        return Launch(
-            compiled(tile, p.dtype), grid, (WalkGeometry(*numbers), Epilogue.of(p.activation)), tile.shared_bytes
-        )
+        grid = (-(-pixels // tile.rows) * (self.filters.filters // tile.columns), 1, p.groups)
+        values = (WalkGeometry.of(*numbers), Epilogue.of(p.activation))
+        return Launch(self.compiled(), grid, values, tile.shared_bytes(p.dtype))
+
+    def tile_of(self, params: Params) -> Any:
+        """The tile with some parameters."""
+        return MmaTile(params["pixels"], params["filters"])
+
+    def compiled(self) -> Kernel:
+        """The kernel of the problem's tile and dtype."""
+        return compiled(self.tile, self.problem.dtype)

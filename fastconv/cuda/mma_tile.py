@@ -17,7 +17,7 @@ from fastconv.cuda.toolkit import device, int32
 
 UNITS = 4  # of 16 bytes in a row of a slice
 STAGES = 4  # slices in shared memory: one is multiplied while three arrive
-PAD = 4  # sums after a row of them in shared memory
+PAD = 4  # words after a row of results in shared memory: eight rows meet all banks
 _MMA = {"float32": mma_tf32, "bfloat16": mma_bf16, "float16": mma_f16}
 
 
@@ -28,11 +28,16 @@ class MmaTile:
     Parameters
     ----------
     rows, columns : int
-        Pixels, 64, 128 or 256, and filters, 64 or 128. Two warps lie across; each has half of the columns.
+        Pixels and filters, 64 or 128. Two warps lie across; each has half of the columns.
     """
 
     rows: int
     columns: int
+
+    @property
+    def warps_across(self) -> int:
+        """Warps that have the same rows."""
+        return 2
 
     @property
     def warp_rows(self) -> int:
@@ -54,11 +59,13 @@ class MmaTile:
         """Of a thread."""
         return self.rows * self.columns // self.threads
 
-    @property
-    def shared_bytes(self) -> int:
-        """Shared memory of a block: its slices, or in the end half of its sums."""
-        slices = STAGES * 16 * UNITS * (self.rows + self.columns)
-        return max(slices, 4 * self.rows // 2 * (self.columns + PAD))
+    def row_words(self, dtype: str) -> int:
+        """Words of 4 bytes from a pixel's results to the next one's in shared memory, in the end."""
+        return self.columns // (1 if dtype == "float32" else 2) + PAD
+
+    def shared_bytes(self, dtype: str) -> int:
+        """Shared memory of a block: its slices, or in the end its results."""
+        return max(STAGES * 16 * UNITS * (self.rows + self.columns), 4 * self.rows * self.row_words(dtype))
 
 
 class Multiplication(NamedTuple):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from fastconv.arrays import dense_strides
 from fastconv.cuda.arrays import DeviceArray, scratch
 from fastconv.cuda.codec import codec
+from fastconv.cuda.gather_units import block_units
 from fastconv.cuda.kernel import Kernel, Launch
 from fastconv.cuda.mma_tile import UNITS
 from fastconv.cuda.ptx import round_tf32
@@ -31,7 +32,7 @@ def padded_channels(problem: ConvProblem) -> int:
 
 
 class FilterGeometry(NamedTuple):
-    """Sizes of weights and of their packed matrix, and strides in elements."""
+    """Sizes of weights and of their packed matrix, channels of a block of terms, and strides in elements."""
 
     groups: int
     filters: int
@@ -39,7 +40,7 @@ class FilterGeometry(NamedTuple):
     kernel_h: int
     kernel_w: int
     padded_filters: int
-    padded_channels: int
+    block: int
     terms: int
     w_filter: int
     w_channel: int
@@ -77,10 +78,10 @@ def _pack_filters(dtype: str) -> Kernel:
         while index < g.groups * g.padded_filters * g.terms:
             term, rest = index % g.terms, index // g.terms
             k, group = rest % g.padded_filters, rest // g.padded_filters
-            c, tap = term % g.padded_channels, term // g.padded_channels
-            r, s = tap // g.kernel_w, tap % g.kernel_w
+            tap, block = term // g.block % (g.kernel_h * g.kernel_w), term // g.block // (g.kernel_h * g.kernel_w)
+            r, s, c = tap // g.kernel_w, tap % g.kernel_w, block * g.block + term % g.block
             value = stored(0)
-            if k < g.filters and r < g.kernel_h and c < g.channels:
+            if k < g.filters and c < g.channels:
                 at = (group * g.filters + k) * g.w_filter + c * g.w_channel + r * g.w_row + s * g.w_column
                 value = rounded(weight[at])
             out[index] = value
@@ -117,7 +118,8 @@ def _blocks(elements: int) -> tuple[int]:
 
 
 class FilterUnits:
-    """Packs weights (K, C/groups, R, S) as (group, filter, r, s, channel): a row of terms for each filter.
+    """Packs weights (K, C/groups, R, S) as (group, filter, block, r, s, channel of the block): a row of terms for
+    each filter, in the order of `fastconv.cuda.gather_units`.
 
     Parameters
     ----------
@@ -140,7 +142,8 @@ class FilterUnits:
         launch = self._launches.get(weight.strides)
         if launch is None:
             p = self.problem
-            sizes = (p.groups, p.out_channels // p.groups, *p.weight_shape[1:], self.filters, padded_channels(p))
+            block = block_units(padded_channels(p) // width_of(p)) * width_of(p)
+            sizes = (p.groups, p.out_channels // p.groups, *p.weight_shape[1:], self.filters, block)
             values = (FilterGeometry(*sizes, self.terms, *weight.strides),)
             launch = self._launches[weight.strides] = Launch(_pack_filters(p.dtype), _blocks(self.size), values)
         launch((weight, packed), weight.stream)

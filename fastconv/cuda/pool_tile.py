@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, NamedTuple
 
-from fastconv.cuda.elements import activated
+from fastconv.cuda.elements import activated4
 from fastconv.cuda.gemm import PAD, Tile, place_of
 from fastconv.cuda.ptx import shared_load4, shared_store4, store4
 from fastconv.cuda.store_tile import bias_of
@@ -122,12 +122,9 @@ def pooling(tile: Tile, mode: int) -> Any:
 
     @device
     def stash_row(shared, at, epilogue, sums, i, first, biases):
-        t0, t1 = activated(sums[i, first] + biases[0], epilogue), activated(sums[i, first + 1] + biases[1], epilogue)
-        t2, t3 = (
-            activated(sums[i, first + 2] + biases[2], epilogue),
-            activated(sums[i, first + 3] + biases[3], epilogue),
-        )
-        shared_store4(shared, at, (t0, t1, t2, t3))
+        t0, t1 = sums[i, first] + biases[0], sums[i, first + 1] + biases[1]
+        t2, t3 = sums[i, first + 2] + biases[2], sums[i, first + 3] + biases[3]
+        shared_store4(shared, at, activated4((t0, t1, t2, t3), epilogue))
 
     @device
     def stash(shared, bias, g, epilogue, sums, thread, first, first_filter, group):

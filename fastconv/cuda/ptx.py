@@ -130,6 +130,14 @@ def copy_async16(typing: Any, shared: Any, at: Any, pointer: Any, index: Any, va
     return _copy_async(16, "cg", shared, pointer)
 
 
+@intrinsic(simulated.copy_async16)
+def copy_async16_cached(typing: Any, shared: Any, at: Any, pointer: Any, index: Any, valid: Any) -> Any:
+    """``copy_async16_cached(shared, at, pointer, index, valid)``: as `copy_async16`, and what this multiprocessor
+    copies again soon is found in its L1 cache ("cp.async.ca").
+    """
+    return _copy_async(16, "ca", shared, pointer)
+
+
 @intrinsic(simulated.commit)
 def commit(typing: Any) -> Any:
     """``commit()``: what this thread has started to copy since the last call is a group ("cp.async.commit_group")."""

@@ -96,18 +96,19 @@ def descriptor(typing: Any, shared: Any, at: Any) -> Any:
     return types.uint64(shared, int32), code
 
 
-def _wgmma(element: str, sums: Any, columns: Any, shared: Any) -> Any:
-    """Typing and code of a product of 64 rows, 16 terms and a literal number of columns."""
+def _wgmma(terms: str, element: str, sums: Any, columns: Any, shared: Any) -> Any:
+    """Typing and code of a product of 64 rows, terms of 32 bytes and a literal number of columns."""
     emit.need_words(sums)
     width = literal(columns)
     count = width // 2
+    orders = ", 0, 0" if terms == "k16" else ""  # rows of A and of B transposed; other elements know no other
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         registers = emit.registers(context, builder, sums, arguments[0], emit.I64(0), count)
         places = ", ".join(f"${i}" for i in range(count))
         text = (
-            f"{{ .reg .pred add; setp.eq.u32 add, 0, 0; wgmma.mma_async.sync.aligned.m64n{width}k16.f32."
-            f"{element}.{element} {{{places}}}, ${2 * count}, ${2 * count + 1}, add, 1, 1, 0, 0; }}"
+            f"{{ .reg .pred add; setp.eq.u32 add, 0, 0; wgmma.mma_async.sync.aligned.m64n{width}{terms}.f32."
+            f"{element}.{element} {{{places}}}, ${2 * count}, ${2 * count + 1}, add, 1, 1{orders}; }}"
         )
         constraints = ",".join(["=f"] * count + [str(i) for i in range(count)] + ["l", "l", "~{memory}"])
         values = [*(builder.load(register) for register in registers), *arguments[3:]]
@@ -128,10 +129,19 @@ def wgmma_bf16(typing: Any, sums: Any, columns: Any, shared: Any, left: Any, rig
     (g, m), (g, m + 1), (g + 8, m), (g + 8, m + 1). All lanes of the warpgroup must take part, and the sums must not be
     touched before `wgmma_finish`.
     """
-    return _wgmma("bf16", sums, columns, shared)
+    return _wgmma("k16", "bf16", sums, columns, shared)
 
 
 @intrinsic(simulated.wgmma_f16)
 def wgmma_f16(typing: Any, sums: Any, columns: Any, shared: Any, left: Any, right: Any) -> Any:
     """``wgmma_f16(sums, columns, shared, left, right)``: as `wgmma_bf16`, of float16 elements."""
-    return _wgmma("f16", sums, columns, shared)
+    return _wgmma("k16", "f16", sums, columns, shared)
+
+
+@intrinsic(simulated.wgmma_tf32)
+def wgmma_tf32(typing: Any, sums: Any, columns: Any, shared: Any, left: Any, right: Any) -> Any:
+    """``wgmma_tf32(sums, columns, shared, left, right)``: as `wgmma_bf16`, of 8 float32 terms, C += A (64, 8) @ B.
+
+    The lowest 13 bits of the elements are ignored.
+    """
+    return _wgmma("k8", "tf32", sums, columns, shared)

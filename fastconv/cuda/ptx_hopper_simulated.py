@@ -94,7 +94,7 @@ def descriptor(shared: np.ndarray, at: int) -> int:
 
 
 def _places(matrix: int, rows: int) -> np.ndarray:
-    """Addresses (rows, 32) of the bytes of 16 terms, from a descriptor."""
+    """Addresses (rows, 32) of the bytes of a product's terms, from a descriptor."""
     start, stride = (matrix & 0x3FFF) << 4, (matrix >> 32 & 0x3FFF) << 4
     if matrix >> 49 & 7:
         raise ValueError("a matrix with a base offset is not simulated")
@@ -117,7 +117,7 @@ def _wgmma(real: Callable) -> Callable:
         memory, columns = memories[0].bytes, int(widths[0])
         places = _places(int(lefts[0]), 64), _places(int(rights[0]), columns)
         operands = [memory[place] for place in places]  # an IndexError behind the end
-        a, b = (real(operand.view(np.uint16)).astype(np.float64) for operand in operands)
+        a, b = (real(operand).astype(np.float64) for operand in operands)
         products = (a @ b.T)[_fragment_places(columns)]
 
         def check() -> None:
@@ -140,5 +140,10 @@ def _wgmma(real: Callable) -> Callable:
     return wgmma
 
 
-wgmma_bf16 = _wgmma(_bf16)
-wgmma_f16 = _wgmma(_f16)
+def _tf32(words: np.ndarray) -> np.ndarray:
+    return (words & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+wgmma_bf16 = _wgmma(lambda operand: _bf16(operand.view(np.uint16)))
+wgmma_f16 = _wgmma(lambda operand: _f16(operand.view(np.uint16)))
+wgmma_tf32 = _wgmma(lambda operand: _tf32(operand.view(np.uint32)))

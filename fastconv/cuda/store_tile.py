@@ -9,18 +9,11 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from fastconv.cuda.elements import activated
+from fastconv.cuda.elements import activated, activated4
 from fastconv.cuda.gemm import PAD, Tile, place_of
 from fastconv.cuda.ptx import shared_load4, shared_store4, store4
 from fastconv.cuda.toolkit import device, float32, int32
-
-
-@device
-def pixel_place(g, m):
-    """Where a pixel's results begin, from its number among those of all images."""
-    j, rest = int32(m % g.out_width), int32(m // g.out_width)
-    i, n = int32(rest % g.out_height), int32(rest // g.out_height)
-    return int32(g.out_first + n * g.out_batch + i * g.out_row + j * g.out_column)
+from fastconv.cuda.walk import pixel_place
 
 
 @device
@@ -64,8 +57,7 @@ def storing(tile: Tile) -> Any:
             m = int32(first_pixel + row)
             if m < g.pixels and k < g.filters:
                 t0, t1, t2, t3 = shared_load4(shared, int32(row * PITCH + lane))
-                t0, t1 = activated(t0 + b0, epilogue), activated(t1 + b1, epilogue)
-                t2, t3 = activated(t2 + b2, epilogue), activated(t3 + b3, epilogue)
+                t0, t1, t2, t3 = activated4((t0 + b0, t1 + b1, t2 + b2, t3 + b3), epilogue)
                 where = int32(pixel_place(g, m) + group * g.filters + k)
                 if g.vectors:
                     store4(out, where, (t0, t1, t2, t3))

@@ -15,7 +15,7 @@ from typing import Any
 from fastconv.algorithms import Params
 from fastconv.cuda.arrays import DeviceArray
 from fastconv.cuda.conv_kernel import ConvKernel, Packed, Strides, check_reach
-from fastconv.cuda.gather import MOST_TAPS, WalkGeometry, gathering, image_pixel, own_pixels, own_terms
+from fastconv.cuda.gather import MOST_TAPS, gathering, image_pixel, own_pixels, own_terms
 from fastconv.cuda.gemm import DEPTH, STAGES, Tile, multiplication, place_of
 from fastconv.cuda.geometry import Epilogue
 from fastconv.cuda.kernel import MOST_BLOCKS, Kernel, Launch
@@ -24,6 +24,7 @@ from fastconv.cuda.product_cost import blocks_at_once, product_ns
 from fastconv.cuda.ptx import commit, copy_async16, wait
 from fastconv.cuda.store_tile import storing
 from fastconv.cuda.toolkit import cuda, device, float32, int32, numbers, pointer
+from fastconv.cuda.walk import WalkGeometry, tile_of_block
 from fastconv.problem import ConvProblem
 
 TILES = [(128, 128), (128, 64), (64, 64)]
@@ -137,7 +138,8 @@ def compiled(tile: Tile, channels_last: bool) -> Kernel:
         pixels, terms = cuda.local.array((PIXELS, 2), int32), cuda.local.array((TERMS, 3), int32)
         rows, columns = cuda.local.array(PIXELS, int32), cuda.local.array(PIXELS, int32)
         thread, group = int32(cuda.threadIdx.x), int32(cuda.blockIdx.z)
-        first_pixel, first_filter = int32(cuda.blockIdx.x * ROWS), int32(cuda.blockIdx.y * COLUMNS)
+        pixel_tile, filter_tile = tile_of_block(g)
+        first_pixel, first_filter = int32(pixel_tile * ROWS), int32(filter_tile * COLUMNS)
         accumulate(
             shared, x, weight, g, thread, first_pixel, group, first_filter, sums, a, b, pixels, terms, rows, columns
         )
@@ -179,9 +181,9 @@ class Tiled(ConvKernel):
 
     def _launch(self, x: Strides, out: Strides, vectors: bool) -> Launch:
         p, tile = self.problem, self.tile
-        grid = (-(-p.batch * math.prod(p.conv_size) // tile.rows), self.packer.columns // tile.columns, p.groups)
+        tiles = -(-p.batch * math.prod(p.conv_size) // tile.rows) * (self.packer.columns // tile.columns)
         values = (self.geometry(x, out, vectors), Epilogue.of(p.activation))
-        return Launch(compiled(tile, x[1] == 1), grid, values, tile.shared_bytes)
+        return Launch(compiled(tile, x[1] == 1), (tiles, 1, p.groups), values, tile.shared_bytes)
 
     def geometry(self, x: Strides, out: Strides, vectors: bool) -> WalkGeometry:
         """The walk over images with these strides; `vectors` says that results can be stored by 16 bytes."""
@@ -193,6 +195,6 @@ class Tiled(ConvKernel):
         numbers: tuple[int, ...] = (
             pixels, p.groups, p.in_channels // p.groups, filters, *p.in_size, *p.conv_size, *p.kernel_size, *p.stride,
             top, left, *p.dilation, p.dilation[0] * x[2], p.dilation[1] * x[3], *x, 0, *out, self.packer.columns,
-            self.packer.terms // DEPTH, int(p.bias), int(vectors),
+            self.packer.columns // self.tile.columns, self.packer.terms // DEPTH, int(p.bias), int(vectors),
         )  # fmt: skip
-        return WalkGeometry(*numbers)
+        return WalkGeometry.of(*numbers)

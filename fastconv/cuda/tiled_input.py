@@ -16,13 +16,14 @@ from itertools import product
 from fastconv.algorithms import Params
 from fastconv.cuda.arrays import DeviceArray
 from fastconv.cuda.conv_kernel import ConvKernel, Packed, Strides, check_reach
-from fastconv.cuda.gather import MOST_TAPS, WalkGeometry
+from fastconv.cuda.gather import MOST_TAPS
 from fastconv.cuda.gemm import DEPTH, Tile
 from fastconv.cuda.geometry import Epilogue
 from fastconv.cuda.kernel import MOST_BLOCKS, Launch
 from fastconv.cuda.pack import FilterPacker
 from fastconv.cuda.product_cost import product_ns
 from fastconv.cuda.tiled import TILES, compiled
+from fastconv.cuda.walk import WalkGeometry
 from fastconv.problem import ConvProblem
 from fastconv.sizes import Pair
 
@@ -142,11 +143,12 @@ class _Phase(ConvKernel):
             len(rows.taps), max(1, len(columns.taps)), 1, 1, -rows.output, -columns.output, -rows.spacing,
             -columns.spacing, -rows.spacing * grad[2], -columns.spacing * grad[3], *grad,
             rows.start * out[2] + columns.start * out[3], out[0], out[1], rows.step * out[2], columns.step * out[3],
-            self.packer.columns, self.packer.terms // DEPTH, int(p.bias), int(vectors),
+            self.packer.columns, self.packer.columns // tile.columns, self.packer.terms // DEPTH, int(p.bias),
+            int(vectors),
         )  # fmt: skip
-        grid = (-(-pixels // tile.rows), self.packer.columns // tile.columns, p.groups)
-        values = (WalkGeometry(*numbers), Epilogue.of(None))
-        return Launch(compiled(tile, grad[1] == 1), grid, values, tile.shared_bytes)
+        tiles = -(-pixels // tile.rows) * (self.packer.columns // tile.columns)
+        values = (WalkGeometry.of(*numbers), Epilogue.of(None))
+        return Launch(compiled(tile, grad[1] == 1), (tiles, 1, p.groups), values, tile.shared_bytes)
 
 
 class TiledInput:

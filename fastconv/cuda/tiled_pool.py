@@ -11,7 +11,7 @@ from functools import cache
 
 from fastconv.algorithms import Params
 from fastconv.cuda.conv_kernel import Strides
-from fastconv.cuda.gather import WalkGeometry, own_pixels, own_terms
+from fastconv.cuda.gather import own_pixels, own_terms
 from fastconv.cuda.gemm import Tile
 from fastconv.cuda.geometry import Epilogue
 from fastconv.cuda.kernel import Kernel, Launch
@@ -19,6 +19,7 @@ from fastconv.cuda.pool_tile import Patches, patch_pixel, patches_of, pooled_byt
 from fastconv.cuda.product_cost import blocks_at_once, product_ns
 from fastconv.cuda.tiled import TILES, Tiled, accumulation, unsupported_product
 from fastconv.cuda.toolkit import cuda, float32, int32, numbers, pointer
+from fastconv.cuda.walk import WalkGeometry, tile_of_block
 from fastconv.cuda.window import Norm, Window, mode_of
 from fastconv.problem import ConvProblem
 
@@ -75,7 +76,8 @@ def compiled(tile: Tile, channels_last: bool, mode: int) -> Kernel:
         pixels, terms = cuda.local.array((PIXELS, 2), int32), cuda.local.array((TERMS, 3), int32)
         rows, columns = cuda.local.array(PIXELS, int32), cuda.local.array(PIXELS, int32)
         thread, group = int32(cuda.threadIdx.x), int32(cuda.blockIdx.z)
-        first_patch, first_filter = int32(cuda.blockIdx.x * patches.per_tile), int32(cuda.blockIdx.y * COLUMNS)
+        patch_tile, filter_tile = tile_of_block(g)
+        first_patch, first_filter = int32(patch_tile * patches.per_tile), int32(filter_tile * COLUMNS)
         first = (patches, window, first_patch)
         accumulate(shared, x, weight, g, thread, first, group, first_filter, sums, a, b, pixels, terms, rows, columns)
         stash(shared, bias, g, epilogue, sums, thread, 0, first_filter, group)
@@ -103,7 +105,7 @@ class TiledPool(Tiled):
         p, tile = self.problem, self.tile
         assert p.pool is not None
         patches = _patches(p, tile)
-        grid = (patches.tiles, self.packer.columns // tile.columns, p.groups)
+        grid = (patches.tiles * (self.packer.columns // tile.columns), 1, p.groups)
         values = (
             self.geometry(x, out, vectors), Epilogue.of(p.activation), patches, Window.of(p.pool, p.conv_size),
             Norm.of(p.pool),

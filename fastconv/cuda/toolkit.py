@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import config, cuda, float32, float64, int32, int64, types, uint16, uint32
+from numba import config, cuda, float32, float64, int32, int64, types, uint16, uint32, uint64
 
-__all__ = ["SIMULATED", "cuda", "float32", "float64", "int32", "int64", "types", "uint16", "uint32"]
+__all__ = ["SIMULATED", "cuda", "float32", "float64", "int32", "int64", "types", "uint16", "uint32", "uint64"]
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 _PACKAGES = ("numba", "llvmlite", "numba-cuda", "cuda-core", "nvidia-nvvm", "nvidia-nvjitlink")

@@ -1,4 +1,9 @@
-"""A block's sums on their way out: from shared memory, with bias and activation, to the result in any type."""
+"""The end of an implicit GEMM on tensor cores: sums get bias and activation and are written, neighbours by neighbours.
+
+A lane's sums lie apart in the result. So they go through shared memory, all of a tile at once, in the type of the
+result: channels-last, a thread then writes 16 bytes of a pixel by one store, else lanes write neighbouring pixels of a
+filter.
+"""
 
 from __future__ import annotations
 
@@ -7,56 +12,104 @@ from typing import Any
 
 from fastconv.cuda.codec import codec
 from fastconv.cuda.elements import activated
+from fastconv.cuda.mma_tile import MmaTile
 from fastconv.cuda.ptx import pack_bf16, pack_f16, shared_load4, store4, store_words
-from fastconv.cuda.store_tile import pixel_place
 from fastconv.cuda.toolkit import device, float32, int32
+from fastconv.cuda.walk import pixel_place
+
+_ROWS = 16  # of a fragment of sums: a lane has two columns of rows l // 4 and l // 4 + 8 of each 8 columns
+_MOST_COLUMNS = 64  # of a fragment that is finished in one go
 
 
 @cache
-def writing(rows: int, columns: int, pitch: int, threads: int, dtype: str) -> Any:
-    """The device function ``write(shared, out, bias, g, epilogue, thread, first_pixel, first_filter, group)``.
+def finishing(tile: MmaTile, dtype: str) -> Any:
+    """The device function ``finish(words, sums, bias, g, epilogue, thread, first_filter, group)``.
 
-    It finishes and stores `rows` pixels of `columns` sums, float32, `pitch` apart in shared memory. Channels-last, a
-    thread writes 16 bytes of a pixel by one store where `WalkGeometry.vectors` says that they are aligned; else lanes
-    write neighbouring pixels of a filter.
+    It adds the bias to a thread's sums, applies the activation, and puts them into shared memory, `words` of 4 bytes:
+    a row for each pixel of the tile, of `MmaTile.row_words` words.
     """
-    ROWS, COLUMNS, PITCH, THREADS = rows, columns, pitch, threads
-    WIDTH = 4 if dtype == "float32" else 8  # filters in 16 bytes
-    LANES, HALVES = COLUMNS // WIDTH, WIDTH == 8
-    _, _, read, write_one = codec(dtype)
+    PITCH, HALVES, COLUMNS = tile.row_words(dtype), dtype != "float32", min(_MOST_COLUMNS, tile.warp_columns)
+    PIECES, PIECES_ACROSS = tile.sums * 32 // (_ROWS * COLUMNS), tile.warp_columns // COLUMNS
+    WARPS_ACROSS, WARP_ROWS, WARP_COLUMNS = tile.warps_across, tile.warp_rows, tile.warp_columns
+    SUMS, FRAGMENTS = COLUMNS // 2, COLUMNS // 8
+    _, _, read, _ = codec(dtype)
     pack = pack_bf16 if dtype == "bfloat16" else pack_f16
 
     @device
     def bias_of(bias, g, group, k):
-        return read(bias, int32(group * g.filters + k)) if g.has_bias and k < g.filters else float32(0)
+        return read(bias, int32(group * g.filters + k)) if k < g.filters else float32(0)
 
     @device
-    def finished(shared, bias, g, epilogue, group, at, k):
-        """Four sums of a pixel, from filter k on."""
-        t0, t1, t2, t3 = shared_load4(shared, at)
-        t0 = activated(t0 + bias_of(bias, g, group, k), epilogue)
-        t1 = activated(t1 + bias_of(bias, g, group, int32(k + 1)), epilogue)
-        t2 = activated(t2 + bias_of(bias, g, group, int32(k + 2)), epilogue)
-        t3 = activated(t3 + bias_of(bias, g, group, int32(k + 3)), epilogue)
-        return t0, t1, t2, t3
+    def put(words, at, low, high):
+        if HALVES:
+            words[at] = pack(low, high)
+        else:
+            words[at], words[at + 1] = low, high
 
     @device
-    def write_vectors(shared, out, bias, g, epilogue, thread, first_pixel, first_filter, group):
-        lane = int32(thread % LANES * WIDTH)
-        k = int32(first_filter + lane)
-        for row in range(thread // LANES, ROWS, THREADS // LANES):
-            m = int32(first_pixel + row)
-            if m < g.pixels and k < g.filters:
-                at, where = int32(row * PITCH + lane), int32(pixel_place(g, m) + group * g.filters + k)
-                t0, t1, t2, t3 = finished(shared, bias, g, epilogue, group, at, k)
-                if HALVES:
-                    t4, t5, t6, t7 = finished(shared, bias, g, epilogue, group, int32(at + 4), int32(k + 4))
-                    store_words(out, where, (pack(t0, t1), pack(t2, t3), pack(t4, t5), pack(t6, t7)))
-                else:
-                    store4(out, where, (t0, t1, t2, t3))
+    def finish_piece(words, sums, bias, g, epilogue, row, column, first_filter, group, piece):
+        row = int32(row + piece // PIECES_ACROSS * _ROWS)
+        column = int32(column + piece % PIECES_ACROSS * COLUMNS)
+        first = piece * SUMS
+        if g.has_bias:
+            for j in range(FRAGMENTS):
+                k = int32(first_filter + column + j * 8)
+                b0, b1 = bias_of(bias, g, group, k), bias_of(bias, g, group, int32(k + 1))
+                sums[first + j * 4] += b0
+                sums[first + j * 4 + 1] += b1
+                sums[first + j * 4 + 2] += b0
+                sums[first + j * 4 + 3] += b1
+        if epilogue.active:
+            for t in range(SUMS):
+                sums[first + t] = activated(sums[first + t], epilogue)
+        at = int32(row * PITCH + (column // 2 if HALVES else column))
+        for j in range(FRAGMENTS):
+            here = int32(at + (j * 4 if HALVES else j * 8))
+            put(words, here, sums[first + j * 4], sums[first + j * 4 + 1])
+            put(words, int32(here + 8 * PITCH), sums[first + j * 4 + 2], sums[first + j * 4 + 3])
 
     @device
-    def write_elements(shared, out, bias, g, epilogue, thread, first_pixel, first_filter, group):
+    def finish(words, sums, bias, g, epilogue, thread, first_filter, group):
+        lane, warp = int32(thread % 32), int32(thread // 32)
+        row = int32(warp // WARPS_ACROSS * WARP_ROWS + lane // 4)
+        column = int32(warp % WARPS_ACROSS * WARP_COLUMNS + lane % 4 * 2)
+        # A loop over pieces would stay one, with sums in local memory.
+        finish_piece(words, sums, bias, g, epilogue, row, column, first_filter, group, 0)
+        if PIECES > 1:
+            finish_piece(words, sums, bias, g, epilogue, row, column, first_filter, group, 1)
+        if PIECES > 2:
+            finish_piece(words, sums, bias, g, epilogue, row, column, first_filter, group, 2)
+            finish_piece(words, sums, bias, g, epilogue, row, column, first_filter, group, 3)
+
+    return finish
+
+
+@cache
+def writing(tile: MmaTile, dtype: str) -> Any:
+    """The device function ``write(words, elements, out, g, thread, first_pixel, first_filter, group)``.
+
+    It stores what `finishing` put into shared memory, which `words` and `elements` see by 4 bytes and by elements:
+    16 bytes at a time where `WalkGeometry.vectors` says that they are aligned.
+    """
+    ROWS, COLUMNS, THREADS, PITCH = tile.rows, tile.columns, tile.threads, tile.row_words(dtype)
+    HALVES = dtype != "float32"
+    WIDTH = 8 if HALVES else 4  # filters in 16 bytes
+    LANES, ELEMENTS = COLUMNS // WIDTH, PITCH * WIDTH // 4
+    store = store_words if HALVES else store4
+
+    @device
+    def write_vectors(words, out, g, thread, first_pixel, first_filter, group):
+        lane = int32(thread % LANES)
+        k = int32(first_filter + lane * WIDTH)
+        if k < g.filters:
+            for row in range(thread // LANES, ROWS, THREADS // LANES):
+                m = int32(first_pixel + row)
+                if m < g.pixels:
+                    where = int32(pixel_place(g, m) + group * g.filters + k)
+                    store(out, where, shared_load4(words, int32(row * PITCH + lane * 4)))
+
+    @device
+    def write_elements(elements, out, g, thread, first_pixel, first_filter, group):
         row = int32(thread % ROWS)
         m = int32(first_pixel + row)
         if m < g.pixels:
@@ -64,14 +117,13 @@ def writing(rows: int, columns: int, pitch: int, threads: int, dtype: str) -> An
             for column in range(thread // ROWS, COLUMNS, THREADS // ROWS):
                 k = int32(first_filter + column)
                 if k < g.filters:
-                    value = activated(shared[row * PITCH + column] + bias_of(bias, g, group, k), epilogue)
-                    write_one(out, int32(where + (group * g.filters + k) * g.out_channel), value)
+                    out[int32(where + (group * g.filters + k) * g.out_channel)] = elements[row * ELEMENTS + column]
 
     @device
-    def write(shared, out, bias, g, epilogue, thread, first_pixel, first_filter, group):
+    def write(words, elements, out, g, thread, first_pixel, first_filter, group):
         if g.vectors:
-            write_vectors(shared, out, bias, g, epilogue, thread, first_pixel, first_filter, group)
+            write_vectors(words, out, g, thread, first_pixel, first_filter, group)
         else:
-            write_elements(shared, out, bias, g, epilogue, thread, first_pixel, first_filter, group)
+            write_elements(elements, out, g, thread, first_pixel, first_filter, group)
 
     return write

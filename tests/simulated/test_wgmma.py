@@ -48,11 +48,49 @@ def test_every_lane_gets_its_sums(dtype: str) -> None:
             assert out[t * 8 + i] == expected[row, column]
 
 
-@pytest.mark.parametrize(
-    "text", ["n1c64h4w4k8r1s1_bf16_bias", "n1c8h5w5k16r3s3p1_bf16_bias_relu", "n1c72h3w3k72r2s1p1_f16_nhwc"]
-)
+def test_tf32_ignores_what_it_has_no_bits_for() -> None:
+    def kernel(a, b, out):
+        shared, t = cuda.shared.array(0, float32), cuda.threadIdx.x
+        sums = cuda.local.array(4, float32)
+        for row in range(72):
+            if t < 16:
+                place = row * 16 + (t // 4 ^ row // 2 % 4) * 4 + t % 4
+                shared[place] = a[row * 16 + t] if row < 64 else b[(row - 64) * 16 + t]
+        for i in range(4):
+            sums[i] = 1
+        ptx_hopper.fence_async()
+        cuda.syncthreads()
+        left, right = ptx_hopper.descriptor(shared, 0), ptx_hopper.descriptor(shared, 1024)
+        ptx_hopper.wgmma_fence()
+        ptx_hopper.wgmma_tf32(sums, 8, shared, left, right)
+        ptx_hopper.wgmma_tf32(sums, 8, shared, left + 2, right + 2)
+        ptx_hopper.wgmma_commit()
+        ptx_hopper.wgmma_finish(sums, 4)
+        for i in range(4):
+            out[t * 4 + i] = sums[i]
+
+    generator = np.random.default_rng(0)
+    a, b = (generator.integers(-8, 9, (rows, 16)).astype(np.float32) for rows in (64, 8))
+    out = np.zeros(512, np.float32)
+    launch(kernel, (a * np.float32(1 + 2.0**-12)).ravel(), b.ravel(), out, threads=128, shared=4608)
+    expected = 1 + a.astype(np.float64) @ b.T
+    for t in range(128):
+        for i in range(4):
+            row, column = t // 32 * 16 + t % 32 // 4 + (8 if i & 2 else 0), t % 4 * 2 + (i & 1)
+            assert out[t * 4 + i] == expected[row, column]
+
+
+CONVOLUTIONS = [
+    "n1c64h4w4k8r1s1_bf16_nhwc_bias", "n1c8h5w5k16r3s3p1_bf16_nhwc_bias_relu", "n1c72h3w3k72r2s1p1_f16_nhwc",
+    # Blocks of channels: one, an odd number with an odd number of taps, and those of TF32.
+    "n1c32h4w3k8r3s2p1_bf16_nhwc", "n1c96h3w4k8r3s3p1_bf16_nhwc", "n2c48h3w4k12r3s3p1u2_tf32_nhwc_bias_relu",
+    "n1c12h4w3k4r2s2_tf32_nhwc", "n1c64h3w3k64r3s1p1g2_f16_nhwc_bias",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", CONVOLUTIONS)
 def test_convolution(text: str) -> None:
-    problem = parse(f"{text.removesuffix('_nhwc')}_nhwc_cuda")
+    problem = parse(f"{text}_cuda")
     x, weight, bias = arrays(problem)
     assert wgmma.unsupported(problem) is None
     out, target = result(problem, problem.out_shape)
