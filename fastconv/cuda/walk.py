@@ -83,11 +83,12 @@ class WalkGeometry(NamedTuple):
     @classmethod
     def of(cls, *numbers: int) -> WalkGeometry:
         """From all fields up to `vectors`."""
-        g = cls(*numbers, *(0,) * (len(cls._fields) - len(numbers)))
+        missing: tuple[int, ...] = (0,) * (len(cls._fields) - len(numbers))
+        g = cls(*(numbers + missing))
         even = g.out_row == g.out_width * g.out_column and g.out_batch == g.out_height * g.out_row
         divisors = (Divisor.of(number) for number in (g.out_width, g.out_height, g.filter_tiles))
-        rest = (number for divisor in divisors for number in divisor)
-        return cls(*numbers, g.out_column if even else 0, *rest)
+        rest = tuple(number for divisor in divisors for number in divisor)
+        return cls(*(*numbers, g.out_column if even else 0, *rest))
 
 
 @device
