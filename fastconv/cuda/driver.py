@@ -168,7 +168,7 @@ class Prepared:
         from cuda.bindings import driver as cu
 
         kernel = launch.kernel
-        self._cu, self._context, handle = cu, int(primary_context(device)), _function(kernel, device)
+        self._cu, self._context, handle = cu, primary_context(device), _function(kernel, device)
         if launch.shared > _SHARED_BYTES:
             attribute = cu.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             _checked(cu.cuKernelSetAttribute(attribute, launch.shared, handle, device))
@@ -185,7 +185,7 @@ class Prepared:
         except IndexError:
             arguments = _Arguments(self._count, self._values)
         arguments.addresses[:] = addresses
-        if int(self._cu.cuCtxGetCurrent()[1]) == self._context:
+        if self._cu.cuCtxGetCurrent()[1] == self._context:
             result = self._cu.cuLaunchKernel(*self._launch, stream, arguments.place, 0)
         else:  # the thread has no context yet, or that of another GPU
             with _current(self._context) as cu:
