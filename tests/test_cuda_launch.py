@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from types import ModuleType
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -22,33 +24,62 @@ class Sizes(NamedTuple):
     columns: int
 
 
-@pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """The calls of cuLaunchKernel, arguments read as the driver would."""
-    calls: list[dict[str, Any]] = []
-    contexts: list[int] = []
+KINDS = (ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int32, ctypes.c_int32, ctypes.c_float)
+HANDLES = {0: 77, 1: 78, 9: 0}  # of the kernel on each device
 
-    def launch(function, gx, gy, gz, bx, by, bz, shared, stream, arguments, _extra):
-        where = ctypes.cast(arguments, ctypes.POINTER(ctypes.c_void_p * 6)).contents
+
+class Driver:
+    """Remembers its calls, arguments read as a driver would. Contexts have the numbers of their devices."""
+
+    CUfunction = int
+    CUfunction_attribute = SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES="shared")
+
+    def __init__(self) -> None:
+        self.launches: list[dict[str, Any]] = []
+        self.attributes: list[tuple] = []
+        self.contexts = [1]
+        self.pushed = 0
+
+    def cuLaunchKernel(self, function, gx, gy, gz, bx, by, bz, shared, stream, arguments, _extra):
+        assert HANDLES[self.contexts[-1]] == function, "another context is current"
+        where = ctypes.cast(arguments, ctypes.POINTER(ctypes.c_void_p * len(KINDS))).contents
+        time.sleep(0)  # another thread may start its launch
         read = [ctypes.cast(where[i], ctypes.POINTER(kind)).contents.value for i, kind in enumerate(KINDS)]
         grid, block = (gx, gy, gz), (bx, by, bz)
-        assert len(contexts) == 1, "no context is current"
-        calls.append({"grid": grid, "block": block, "shared": shared, "stream": stream, "arguments": read})
+        self.launches.append({"grid": grid, "block": block, "shared": shared, "stream": stream, "arguments": read})
         return (0,) if function else (1,)
 
-    bindings, cu = ModuleType("cuda.bindings"), ModuleType("cuda.bindings.driver")
-    cu.cuLaunchKernel = launch  # type: ignore[attr-defined]
-    bindings.driver = cu  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
+    def cuKernelSetAttribute(self, *asked):
+        self.attributes.append(asked)
+        return (0,)
+
+    def cuCtxGetCurrent(self):
+        return 0, self.contexts[-1]
+
+    def cuCtxPushCurrent(self, context):
+        self.pushed += 1
+        self.contexts.append(context)
+        return (0,)
+
+    def cuCtxPopCurrent(self):
+        return 0, self.contexts.pop()
+
+
+@pytest.fixture
+def cu(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    """The driver of launches."""
+    cu = Driver()
+    monkeypatch.setitem(sys.modules, "cuda.bindings", SimpleNamespace(driver=cu))
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", cu)
-    cu.cuCtxPushCurrent = lambda context: contexts.append(context) or (0,)  # type: ignore[attr-defined]
-    cu.cuCtxPopCurrent = contexts.pop  # type: ignore[attr-defined]
-    monkeypatch.setattr(driver, "_function", lambda kernel, device: 0 if device == 9 else 77 + device)
+    monkeypatch.setattr(driver, "_function", lambda kernel, device: HANDLES[device])
     monkeypatch.setattr(driver, "primary_context", lambda device: device)
-    return calls
+    return cu
 
 
-KINDS = (ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int32, ctypes.c_int32, ctypes.c_float)
+@pytest.fixture
+def launched(cu: Driver) -> list[dict[str, Any]]:
+    """The launches of `cu`."""
+    return cu.launches
 
 
 def array(address: int, device: int = 0) -> DeviceArray:
@@ -60,11 +91,11 @@ def kernel(x, y, bias, sizes, slope):
     pass
 
 
-def make_launch() -> Launch:
+def make_launch(shared: int = 4096) -> Launch:
     """Three pointers, a tuple of int32 and a float32."""
     array = pointer(float32)
     made = Kernel(kernel, (array, array, array, numbers(int32, Sizes), float32), threads=64)
-    return Launch(made, (5, 2), (Sizes(-7, 1 << 30), 0.25), shared=4096)
+    return Launch(made, (5, 2), (Sizes(-7, 1 << 30), 0.25), shared=shared)
 
 
 def test_a_launch_passes_addresses_and_numbers(launched: list[dict[str, Any]]) -> None:
@@ -76,6 +107,32 @@ def test_a_launch_passes_addresses_and_numbers(launched: list[dict[str, Any]]) -
         "arguments": [1 << 40, 1 << 41, 0, -7, 1 << 30, 0.25],
     }  # fmt: skip
     assert launched[1]["arguments"][:3] == [1 << 42, 1 << 43, 16] and launched[1]["stream"] == 0
+
+
+def test_a_context_is_pushed_only_where_another_is_current(cu: Driver) -> None:
+    launch = make_launch()
+    launch((array(16, 1), array(32, 1), None))
+    assert (cu.pushed, cu.contexts) == (0, [1])
+    launch((array(16, 0), array(32, 0), None))
+    assert (cu.pushed, cu.contexts) == (1, [1])
+    assert len(cu.launches) == 2
+
+
+def test_launches_of_several_threads_keep_their_arguments(cu: Driver) -> None:
+    launch = make_launch()
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda at: launch((array(16 * at, 1), array(32 * at, 1), None)), range(400)))
+    found = sorted(call["arguments"] for call in cu.launches)
+    assert found == [[16 * at, 32 * at, 0, -7, 1 << 30, 0.25] for at in range(400)]
+
+
+def test_much_shared_memory_is_asked_for_once(cu: Driver) -> None:
+    for shared in (48 << 10, 100 << 10):
+        launch = make_launch(shared)
+        for _ in range(2):
+            launch((array(16, 1), array(32, 1), None))
+    assert cu.attributes == [("shared", 100 << 10, HANDLES[1], 1)]
+    assert [call["shared"] for call in cu.launches] == 2 * [48 << 10] + 2 * [100 << 10]
 
 
 def test_an_error_of_the_driver_is_raised(launched: list[dict[str, Any]]) -> None:

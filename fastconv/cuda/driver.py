@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -140,37 +140,59 @@ class Events:
                 cu.cuEventDestroy(event)
 
 
+class _Arguments:
+    """Memory for the addresses of one launch.
+
+    Attributes
+    ----------
+    addresses : array of void *
+        To be written before a launch.
+    place : int
+        Address of what the driver reads: where each argument lies, addresses first.
+    """
+
+    __slots__ = ("_where", "addresses", "place")
+
+    def __init__(self, count: int, values: list[Any]) -> None:
+        self.addresses: Any = (ctypes.c_void_p * count)()
+        first, size = ctypes.addressof(self.addresses), ctypes.sizeof(ctypes.c_void_p)
+        where = [first + size * i for i in range(count)] + [ctypes.addressof(value) for value in values]
+        self._where = (ctypes.c_void_p * len(where))(*where)
+        self.place = ctypes.addressof(self._where)
+
+
 class Prepared:
     """A launch with its arguments laid out as the driver wants them; only the addresses change."""
 
     def __init__(self, launch: Launch, device: int) -> None:
-        kernel = launch.kernel
         from cuda.bindings import driver as cu
 
-        self._cu = cu
-        self.context, self.function = primary_context(device), _function(kernel, device)
-        self.grid = (*launch.grid, 1, 1)[:3]
-        self.threads, self.shared = kernel.threads, launch.shared
-        self.values = _scalars(kernel.arguments, launch.values)
-        if self.shared > _SHARED_BYTES:
+        kernel = launch.kernel
+        self._cu, self._context, handle = cu, primary_context(device), _function(kernel, device)
+        if launch.shared > _SHARED_BYTES:
             attribute = cu.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            _checked(cu.cuKernelSetAttribute(attribute, self.shared, self.function, device))
+            _checked(cu.cuKernelSetAttribute(attribute, launch.shared, handle, device))
+        grid = (*launch.grid, 1, 1)[:3]
+        self._launch = cu.CUfunction(handle), *grid, kernel.threads, 1, 1, launch.shared  # the driver takes a CUkernel
+        self._count = len(kernel.arguments) - len(launch.values)
+        self._values = _scalars(kernel.arguments, launch.values)
+        self._spare: list[_Arguments] = []
 
-    def __call__(self, pointers: list[int], stream: int) -> None:
-        cu = self._cu
-        # The driver reads the arguments before it returns, but without the GIL: each call has its own.
-        addresses = (ctypes.c_void_p * len(pointers))(*pointers)
-        base, size = ctypes.addressof(addresses), ctypes.sizeof(ctypes.c_void_p)
-        where = [base + size * i for i in range(len(pointers))] + [ctypes.addressof(v) for v in self.values]
-        arguments = (ctypes.c_void_p * len(where))(*where)
-        _checked(cu.cuCtxPushCurrent(self.context))  # a thread may have no context yet, or that of another GPU
-        try:
-            result = cu.cuLaunchKernel(
-                self.function, *self.grid, self.threads, 1, 1, self.shared, stream, ctypes.addressof(arguments), 0
-            )
-        finally:
-            cu.cuCtxPopCurrent()
-        _checked(result)
+    def __call__(self, addresses: Sequence[int], stream: int) -> None:
+        """Start the kernel on arrays at these addresses."""
+        try:  # the driver reads arguments without the GIL: launches of several threads have their own
+            arguments = self._spare.pop()
+        except IndexError:
+            arguments = _Arguments(self._count, self._values)
+        arguments.addresses[:] = addresses
+        if self._cu.cuCtxGetCurrent()[1] == self._context:
+            result = self._cu.cuLaunchKernel(*self._launch, stream, arguments.place, 0)
+        else:  # the thread has no context yet, or that of another GPU
+            with _current(self._context) as cu:
+                result = cu.cuLaunchKernel(*self._launch, stream, arguments.place, 0)
+        self._spare.append(arguments)
+        if result[0]:
+            _checked(result)
 
 
 def _scalars(kinds: tuple, values: tuple) -> list[Any]:

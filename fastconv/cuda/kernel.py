@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from fastconv.cuda import driver
 from fastconv.cuda.arrays import DeviceArray
+from fastconv.cuda.replay import Recording, Start
 from fastconv.cuda.toolkit import SIMULATED, Capability, SimulatedPointer, cubin, cuda
 
 MOST_BLOCKS = 65_535  # along the second and third axis of a grid
@@ -83,12 +86,24 @@ class Launch:
         wanted = len(self.kernel.arguments) - len(self.values)
         if len(arrays) != wanted:
             raise ValueError(f"the kernel {self.kernel.name} takes {wanted} arrays, got {len(arrays)}")
+        start, addresses = self._start(arrays), [0 if a is None else a.pointer for a in arrays]
+        start(addresses, stream)
+        for recording in {a.owner for a in arrays if a is not None and type(a.owner) is Recording}:
+            recording.started(start, addresses)
+
+    def _start(self, arrays: Sequence[DeviceArray | None]) -> Start:
+        """What starts the kernel on arrays like these at any addresses."""
         if SIMULATED:
-            pointers = [SimulatedPointer(np.empty(0)) if a is None else a.simulated() for a in arrays]
-            self.kernel.simulate(self.grid, self.shared, (*pointers, *self.values))
-            return
+            return partial(self._simulate, [a and replace(a, owner=None) for a in arrays])
         device = next(a.device for a in arrays if a is not None)
         prepared = self._prepared.get(device)
         if prepared is None:
             prepared = self._prepared[device] = driver.Prepared(self, device)
-        prepared([0 if a is None else a.pointer for a in arrays], stream)
+        return prepared
+
+    def _simulate(self, arrays: list[DeviceArray | None], addresses: Sequence[int], stream: int) -> None:
+        pointers = [
+            SimulatedPointer(np.empty(0)) if a is None else replace(a, pointer=address).simulated()
+            for a, address in zip(arrays, addresses, strict=True)
+        ]
+        self.kernel.simulate(self.grid, self.shared, (*pointers, *self.values))

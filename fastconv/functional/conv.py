@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,8 @@ def conv2d(
     >>> fastconv.conv2d(x, w, padding=2).shape
     (1, 8, 32, 32)
     """
+    if type(x) is not np.ndarray and on_gpu(x):
+        return _gpu().conv2d(x, weight, bias, (stride, padding, dilation, groups, activation, pool), algorithm, out)
     try:
         call = _calls[
             type(x), x.shape, x.strides, x.dtype, weight.shape, weight.dtype, None if bias is None else bias.shape,
@@ -82,10 +85,6 @@ def conv2d(
         known = False
     if not known:
         options = (stride, padding, dilation, groups, activation, pool)
-        if on_gpu(x):
-            from fastconv.functional.gpu import conv as gpu
-
-            return gpu.conv2d(x, weight, bias, options, algorithm, out)
         call, x, weight, bias = _first_call(x, weight, bias, options, algorithm)
     if out is None and call.batched:  # no call of a function more than needed: tiny problems feel it
         result = call.new()
@@ -125,10 +124,8 @@ def conv1d(
         padding = _one(padding)
         padding = ((0, 0), tuple(padding) if isinstance(padding, (tuple, list)) else (padding, padding))
     if on_gpu(x):
-        from fastconv.functional.gpu import conv as gpu
-
         options = ((1, stride), padding, (1, dilation), groups, activation, None)
-        return gpu.conv1d(x, weight, bias, options, algorithm, out)
+        return _gpu().conv1d(x, weight, bias, options, algorithm, out)
     signal = as_floats(x, "x", (2, 3))
     weight = as_floats(weight, "weight", (3,))
     if out is not None:
@@ -138,6 +135,14 @@ def conv1d(
         activation=activation, algorithm=algorithm, out=None if out is None else out[..., None, :],
     )  # fmt: skip
     return result[..., 0, :] if out is None else out
+
+
+@cache
+def _gpu() -> Any:
+    """The same functions for arrays on a GPU, imported with Numba's CUDA target when they are first needed."""
+    from fastconv.functional.gpu import conv
+
+    return conv
 
 
 def _one(value: Any) -> Any:

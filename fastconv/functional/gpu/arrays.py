@@ -155,4 +155,4 @@ def new(shape: tuple[int, ...], strides: tuple[int, ...], missing: tuple[int, ..
 
 
 def _without(values: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(value for axis, value in enumerate(values) if axis not in axes)
+    return tuple(value for axis, value in enumerate(values) if axis not in axes) if axes else values

@@ -9,6 +9,7 @@ from typing import Any
 from fastconv.arrays import dense_strides
 from fastconv.cuda import driver
 from fastconv.cuda.arrays import DeviceArray, as_device_array, library_of
+from fastconv.cuda.replay import Recording, Replays
 from fastconv.cuda.toolkit import SIMULATED
 from fastconv.dispatch import kernel_for
 from fastconv.functional.gpu.arrays import as_image, check_fit, target
@@ -42,6 +43,7 @@ class DevicePlan:
         self._device = weight.device
         self._shape = problem.out_shape
         self._strides = dense_strides(self._shape, problem.memory_format)
+        self._replays = Replays()
         self._packed = self._kernel.pack(_copied(weight), None if bias is None else _copied(bias))
         self._compile(weight)
 
@@ -73,6 +75,9 @@ class DevicePlan:
         TypeError, ValueError
             If `x` or `out` does not fit the plan.
         """
+        done = self._replays.again((x,)) if out is None else None
+        if done is not None:
+            return done
         image, missing = as_image(x, "x")
         if image.shape != self.problem.in_shape:
             raise ValueError(f"x must have the plan's shape {self.problem.in_shape}, got {image.shape}")
@@ -80,8 +85,11 @@ class DevicePlan:
             raise TypeError(f"x must have the plan's dtype {self.problem.dtype}, got {image.dtype}")
         if image.device != self._device:
             raise ValueError(f"x must be on the plan's GPU, {self._device}, got {image.device}")
-        result = target(out, self._shape, self._strides, missing, x, (image,))
-        self._kernel.run(image, self._packed, result.array)
+        recording = Recording(x, image)
+        result = target(out, self._shape, self._strides, missing, recording, (image,))
+        self._kernel.run(*recording.inputs, self._packed, result.array)
+        if out is None:
+            self._replays.remember((x,), (), recording.replay(result.answer, self._packed))
         return result.finished()
 
     def explain(self) -> Explanation:
