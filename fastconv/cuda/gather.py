@@ -101,7 +101,7 @@ def gathering(tile: Tile, channels_last: bool, pixel_of: Any = image_pixel) -> A
             bits = int32((int32(1) << row) | (int32(1 << _COLUMN_BIT) << column))  # behind the last row: never inside
             for p in range(OWN_PIXELS):
                 place = int32(at + (t * TERM_STEP * PITCH + p * PIXEL_STEP))
-                copy_async4(shared, place, x, int32(pixels[p, ELEMENT] + tap), (pixels[p, INSIDE] & bits) == bits)
+                copy_async4(shared, place, x, int32(pixels[p, ELEMENT] + tap), int32(pixels[p, INSIDE] & bits) == bits)
 
     @device
     def advance(g, terms):

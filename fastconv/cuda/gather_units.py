@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from fastconv.cuda.gather import ELEMENT, INSIDE
-from fastconv.cuda.mma_tile import UNITS, MmaTile, unit_place
+from fastconv.cuda.mma_tile import MmaTile, placing
 from fastconv.cuda.ptx import copy_async16_cached
 from fastconv.cuda.toolkit import device, int32, uint32
 from fastconv.cuda.walk import pixel_at
@@ -26,19 +26,19 @@ TERM_FIELDS = 4
 
 def own_pixels(tile: MmaTile) -> int:
     """Pixels of which a thread copies a unit of every slice."""
-    return tile.rows * UNITS // tile.threads
+    return tile.rows * tile.units // tile.threads
 
 
-def block_units(channels: int) -> int:
-    """Units of a block of terms, of a group's: a slice, or all where those are no whole slices."""
-    return UNITS if channels % UNITS == 0 else channels
+def block_units(channels: int, units: int) -> int:
+    """Units of a block of terms, of a group's: those of a slice's row, or all where they fill no whole rows."""
+    return units if channels % units == 0 else channels
 
 
 @cache
 def gathering(tile: MmaTile, width: int) -> Any:
     """Three device functions as those of `fastconv.cuda.gather.gathering`, for units of `width` elements."""
-    OWN, STEP, WIDTH = own_pixels(tile), tile.threads // UNITS, width
-    PITCH = STEP * UNITS * WIDTH
+    UNITS, OWN, STEP, WIDTH = tile.units, own_pixels(tile), tile.threads // tile.units, width
+    PITCH, place = STEP * UNITS * WIDTH, placing(tile.units)
 
     @device
     def block_of(g):
@@ -51,8 +51,8 @@ def gathering(tile: MmaTile, width: int) -> Any:
             m = int32(first + pixel + p * STEP)
             n, i, j = pixel_at(g, m)
             rows[p], columns[p] = int32(i * g.stride_h - g.top), int32(j * g.stride_w - g.left)
-            place = n * g.x_batch + group * g.channels * g.x_channel + rows[p] * g.x_row + columns[p] * g.x_column
-            pixels[p, ELEMENT], pixels[p, INSIDE] = int32(place), int32(0)
+            unit_of_tap = n * g.x_batch + group * g.channels * g.x_channel + rows[p] * g.x_row + columns[p] * g.x_column
+            pixels[p, ELEMENT], pixels[p, INSIDE] = int32(unit_of_tap), int32(0)
             if m >= g.pixels:
                 rows[p] = int32(-(1 << 30))  # no row of taps is inside
         for r in range(g.taps_h):
@@ -67,7 +67,7 @@ def gathering(tile: MmaTile, width: int) -> Any:
         term[CHANNEL], term[ROW], term[COLUMN] = int32(unit % block), int32(tap // g.taps_w), int32(tap % g.taps_w)
         term[ROW] = min(term[ROW], g.taps_h)
         term[BLOCK_END] = block
-        return int32(unit_place(pixel, unit) * WIDTH)
+        return int32(place(pixel, unit) * WIDTH)
 
     @device
     def copy(shared, at, x, g, pixels, term):
@@ -75,7 +75,7 @@ def gathering(tile: MmaTile, width: int) -> Any:
         tap = int32(row * g.tap_row + column * g.tap_column + term[CHANNEL] * g.x_channel)
         bits = int32((int32(1) << row) | (int32(1 << _COLUMN_BIT) << column))
         for p in range(OWN):
-            inside = (pixels[p, INSIDE] & bits) == bits
+            inside = int32(pixels[p, INSIDE] & bits) == bits
             copy_async16_cached(shared, int32(at + p * PITCH), x, int32(pixels[p, ELEMENT] + tap) * WIDTH, inside)
 
     @device

@@ -19,7 +19,7 @@ from fastconv.cuda.gather import MOST_TAPS
 from fastconv.cuda.gather_units import TERM_FIELDS, gathering, own_pixels
 from fastconv.cuda.geometry import Epilogue
 from fastconv.cuda.kernel import MOST_BLOCKS, Kernel, Launch
-from fastconv.cuda.mma_tile import STAGES, UNITS, MmaTile, multiplication, unit_place
+from fastconv.cuda.mma_tile import STAGES, MmaTile, multiplication, placing
 from fastconv.cuda.pack_units import FilterUnits, ImageUnits, padded_channels, width_of
 from fastconv.cuda.ptx import commit, copy_async16, wait
 from fastconv.cuda.toolkit import cuda, device, float32, int32, numbers, pointer, uint32
@@ -29,6 +29,7 @@ from fastconv.problem import ITEMSIZE, ConvProblem
 
 TILES = [(128, 128), (128, 64), (64, 64)]
 _ARRIVING = STAGES - 2
+_LARGEST = (256, 8)  # filters of a tile and units of a row, those of wgmma included
 _LAUNCH_NS = 5_000.0
 _FLOP_NS = {"float32": 1 / 250_000, "float16": 1 / 500_000, "bfloat16": 1 / 500_000}  # of a large GPU
 _COPY_NS = 1 / 1_000  # a byte, read and written
@@ -47,7 +48,7 @@ def unsupported(problem: ConvProblem) -> str | None:
         >= 1 << 30
     ):
         return "its indices have 32 bits, and an array has 2**30 elements or more"
-    if problem.groups > MOST_BLOCKS or FilterUnits(problem, TILES[0][1]).size >= 1 << 30:
+    if problem.groups > MOST_BLOCKS or FilterUnits(problem, *_LARGEST).size >= 1 << 30:
         return "it has too many groups, or weights that fill too much with whole tiles"
     if max(problem.kernel_size) > MOST_TAPS:
         return f"its kernel has more than {MOST_TAPS} rows or columns"
@@ -75,7 +76,7 @@ def product_ns(problem: ConvProblem, tile: Any, blocks: int, flop_ns: float) -> 
     tiles = -(-pixels // tile.rows) * -(-filters // tile.columns) * problem.groups
     at_once = _PROCESSORS * blocks
     shared = 1 + 32 / tile.rows + 32 / tile.columns  # copies that fewer sums share
-    work = tile.rows * tile.columns * 2 * FilterUnits(problem, tile.columns).terms * shared
+    work = tile.rows * tile.columns * 2 * FilterUnits(problem, tile.columns, tile.units).terms * shared
     copies = problem.memory_format != "channels_last" or padded_channels(problem) != problem.weight_shape[1]
     copied = ImageUnits(problem).size * problem.itemsize * _COPY_NS + _LAUNCH_NS if copies else 0.0
     return _LAUNCH_NS + copied + -(-tiles // at_once) * at_once * work * flop_ns
@@ -96,7 +97,8 @@ def compiled(tile: MmaTile, dtype: str) -> Kernel:
     """The kernel for a tile and a dtype."""
     stored, WIDTH = codec(dtype).stored, 16 // ITEMSIZE[dtype]
     ROWS, COLUMNS, SUMS, OWN = tile.rows, tile.columns, tile.sums, own_pixels(tile)
-    SLICE, LEFT, STEP = (ROWS + COLUMNS) * UNITS * WIDTH, ROWS * UNITS * WIDTH, tile.threads // UNITS
+    UNITS, STEP = tile.units, tile.threads // tile.units
+    SLICE, LEFT, place = (ROWS + COLUMNS) * UNITS * WIDTH, ROWS * UNITS * WIDTH, placing(tile.units)
     COPIES, FRAGMENTS_A, FRAGMENTS_B = COLUMNS // STEP, tile.warp_rows // 4, tile.warp_columns // 4
     start, copy, advance = gathering(tile, WIDTH)
     places, multiply = multiplication(tile, dtype, WIDTH)
@@ -122,7 +124,7 @@ def compiled(tile: MmaTile, dtype: str) -> Kernel:
         for i in range(SUMS):
             sums[i] = float32(0)
         left_place = start(g, thread, first_pixel, group, pixels, term, rows, columns)
-        right_place = int32(LEFT + unit_place(int32(thread // UNITS), int32(thread % UNITS)) * WIDTH)
+        right_place = int32(LEFT + place(int32(thread // UNITS), int32(thread % UNITS)) * WIDTH)
         element = int32((group * g.padded_filters + first_filter + thread // UNITS) * g.slices)
         element = int32((element * UNITS + thread % UNITS) * WIDTH)
         for i in range(STAGES - 1):
@@ -146,7 +148,7 @@ def compiled(tile: MmaTile, dtype: str) -> Kernel:
             multiply(shared, ready, left, right, a, b, sums)
             free = ready
             ready = int32(0) if ready == (STAGES - 1) * SLICE else int32(ready + SLICE)
-            ahead -= int32(1)
+            ahead = int32(ahead - 1)
         cuda.syncthreads()  # nobody reads slices any more
         finish(words, sums, bias, g, epilogue, thread, first_filter, group)
         cuda.syncthreads()
@@ -163,7 +165,7 @@ class Mma(ConvKernel):
     def __init__(self, problem: ConvProblem, params: Params) -> None:
         super().__init__(problem)
         self.tile = self.tile_of(params)
-        self.filters, self.images = FilterUnits(problem, self.tile.columns), ImageUnits(problem)
+        self.filters, self.images = FilterUnits(problem, self.tile.columns, self.tile.units), ImageUnits(problem)
         copies = problem.memory_format != "channels_last" or padded_channels(problem) != problem.weight_shape[1]
         self.layout_copies = "x to channels-last with whole units of 16 bytes" if copies else "none"
         scratch = self.images.size * copies + self.filters.size * problem.raw

@@ -1,8 +1,8 @@
 """The tile of a product of matrices on tensor cores: warps with fragments of it, slices in shared memory.
 
 A row of a slice, of a pixel's terms or of a filter's, is 64 bytes: four units of 16 bytes, two steps of an mma
-instruction, whatever the type of the elements. Units lie permuted, unit u of row r at place ``u ^ (r // 2 % 4)``, so
-that eight rows that ldmatrix reads at once, and those that a warp's copies write, meet all banks. The scheme is that
+instruction, whatever the type of the elements; those of wgmma's slices are twice as long. Units lie permuted, so that
+eight rows that an instruction reads at once, and those that a warp's copies write, meet all banks. The scheme is that
 of CUTLASS for Ampere (https://github.com/NVIDIA/cutlass, media/docs/efficient_gemm.md).
 """
 
@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 from fastconv.cuda.ptx import load_matrices, mma_bf16, mma_f16, mma_tf32, to_tf32
 from fastconv.cuda.toolkit import device, int32
 
-UNITS = 4  # of 16 bytes in a row of a slice
 STAGES = 4  # slices in shared memory: one is multiplied while three arrive
 PAD = 4  # words after a row of results in shared memory: eight rows meet all banks
 _MMA = {"float32": mma_tf32, "bfloat16": mma_bf16, "float16": mma_f16}
@@ -33,6 +32,11 @@ class MmaTile:
 
     rows: int
     columns: int
+
+    @property
+    def units(self) -> int:
+        """Of 16 bytes in a row of a slice."""
+        return 4
 
     @property
     def warps_across(self) -> int:
@@ -65,7 +69,7 @@ class MmaTile:
 
     def shared_bytes(self, dtype: str) -> int:
         """Shared memory of a block: its slices, or in the end its results."""
-        return max(STAGES * 16 * UNITS * (self.rows + self.columns), 4 * self.rows * self.row_words(dtype))
+        return max(STAGES * 16 * self.units * (self.rows + self.columns), 4 * self.rows * self.row_words(dtype))
 
 
 class Multiplication(NamedTuple):
@@ -77,10 +81,16 @@ class Multiplication(NamedTuple):
     multiply: Any
 
 
-@device
-def unit_place(row, unit):
-    """Where a unit of a row is, in units."""
-    return int32(row * UNITS + (unit ^ (row // 2 % UNITS)))
+@cache
+def placing(units: int) -> Any:
+    """The device function ``place(row, unit)``: where a unit of a row of so many, 4 or 8, is, in units."""
+    UNITS, ROWS = units, 8 // units  # that have the same order
+
+    @device
+    def place(row, unit):
+        return int32(row * UNITS + (unit ^ (row // ROWS % UNITS)))
+
+    return place
 
 
 @cache
@@ -88,8 +98,8 @@ def multiplication(tile: MmaTile, dtype: str, width: int) -> Multiplication:
     """That of a tile, for elements of a dtype, `width` of them in a unit; float32 is rounded to TF32."""
     DOWN, ACROSS, RIGHT = tile.warp_rows // 16, tile.warp_columns // 16, tile.rows
     WARP_ROWS, WARP_COLUMNS, WIDTH, ROUNDS = tile.warp_rows, tile.warp_columns, width, dtype == "float32"
-    BLOCK = 16 * UNITS * WIDTH  # elements of 16 rows
-    mma = _MMA[dtype]
+    UNITS, BLOCK = tile.units, 16 * tile.units * WIDTH  # elements of 16 rows
+    mma, place = _MMA[dtype], placing(tile.units)
 
     @device
     def places(thread, left, right):
@@ -97,8 +107,8 @@ def multiplication(tile: MmaTile, dtype: str, width: int) -> Multiplication:
         row = int32(warp // 2 * WARP_ROWS + lane % 16)
         column = int32(warp % 2 * WARP_COLUMNS + lane % 8 + lane // 16 * 8)
         for step in range(2):
-            left[step] = int32(unit_place(row, int32(2 * step + lane // 16)) * WIDTH)
-            right[step] = int32((RIGHT * UNITS + unit_place(column, int32(2 * step + lane // 8 % 2))) * WIDTH)
+            left[step] = int32(place(row, int32(2 * step + lane // 16)) * WIDTH)
+            right[step] = int32((RIGHT * UNITS + place(column, int32(2 * step + lane // 8 % 2))) * WIDTH)
 
     @device
     def add_step(shared, left, right, a, b, sums):

@@ -12,7 +12,6 @@ from fastconv.cuda.arrays import DeviceArray, scratch
 from fastconv.cuda.codec import codec
 from fastconv.cuda.gather_units import block_units
 from fastconv.cuda.kernel import Kernel, Launch
-from fastconv.cuda.mma_tile import UNITS
 from fastconv.cuda.ptx import round_tf32
 from fastconv.cuda.toolkit import cuda, device, int64, numbers, pointer
 from fastconv.problem import ConvProblem
@@ -126,13 +125,16 @@ class FilterUnits:
     problem : ConvProblem
     block : int
         Filters are filled up to a multiple of it with zeros, channels to whole units, terms to whole slices.
+    units : int
+        Of a row of a slice.
     """
 
-    def __init__(self, problem: ConvProblem, block: int) -> None:
+    def __init__(self, problem: ConvProblem, block: int, units: int) -> None:
         self.problem = problem
         width, taps = width_of(problem), math.prod(problem.kernel_size)
-        self.slices = -(-taps * padded_channels(problem) // (width * UNITS))
-        self.terms = self.slices * width * UNITS
+        self.slices = -(-taps * padded_channels(problem) // (width * units))
+        self.terms = self.slices * width * units
+        self._block = block_units(padded_channels(problem) // width, units) * width
         self.filters = -(-(problem.out_channels // problem.groups) // block) * block
         self.size = problem.groups * self.filters * self.terms
         self._launches: dict[tuple[int, ...], Launch] = {}  # by the weights' strides
@@ -142,8 +144,7 @@ class FilterUnits:
         launch = self._launches.get(weight.strides)
         if launch is None:
             p = self.problem
-            block = block_units(padded_channels(p) // width_of(p)) * width_of(p)
-            sizes = (p.groups, p.out_channels // p.groups, *p.weight_shape[1:], self.filters, block)
+            sizes = (p.groups, p.out_channels // p.groups, *p.weight_shape[1:], self.filters, self._block)
             values = (FilterGeometry(*sizes, self.terms, *weight.strides),)
             launch = self._launches[weight.strides] = Launch(_pack_filters(p.dtype), _blocks(self.size), values)
         launch((weight, packed), weight.stream)

@@ -13,10 +13,10 @@ from llvmlite import ir
 
 from fastconv.cuda import emit
 from fastconv.cuda import ptx_hopper_simulated as simulated
-from fastconv.cuda.ptx_hopper_simulated import EIGHT_ROWS, SWIZZLE_64
+from fastconv.cuda.ptx_hopper_simulated import EIGHT_ROWS, SWIZZLE_128
 from fastconv.cuda.toolkit import int32, intrinsic, literal, types
 
-_FIXED = SWIZZLE_64 << 62 | EIGHT_ROWS >> 4 << 32 | 1 << 16  # the 1 is not used by swizzled matrices
+_FIXED = SWIZZLE_128 << 62 | EIGHT_ROWS >> 4 << 32 | 1 << 16  # the 1 is not used by swizzled matrices
 
 
 def _plain(text: str) -> Any:
@@ -83,9 +83,9 @@ def wgmma_finish(typing: Any, sums: Any, count: Any) -> Any:
 def descriptor(typing: Any, shared: Any, at: Any) -> Any:
     """``descriptor(shared, at)``: where a matrix for `wgmma_bf16` begins, as a uint64 ("matrix descriptor").
 
-    Rows have 64 bytes, 32 elements, one after the other; unit u of 16 bytes of row r is at place
-    ``u ^ (r // 2 % 4)`` ("64-byte swizzle mode"). The first row is at a multiple of 512 bytes; 16 columns further,
-    the descriptor is greater by 2.
+    Rows have 128 bytes, one after the other; unit u of 16 bytes of row r is at place ``u ^ (r % 8)`` ("128-byte
+    swizzle mode"). The first row is at a multiple of 1024 bytes; 32 bytes further along the rows, the terms of a
+    product, the descriptor is greater by 2.
     """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

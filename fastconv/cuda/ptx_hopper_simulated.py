@@ -15,8 +15,8 @@ import numpy as np
 
 from fastconv.cuda.ptx_simulated import _bf16, _f16, _Warp
 
-SWIZZLE_64 = 2  # in bits 62 and 63 of a descriptor
-EIGHT_ROWS = 512  # bytes from 8 rows to the next
+SWIZZLE_128 = 1  # in bits 62 and 63 of a descriptor
+EIGHT_ROWS = 1024  # bytes from 8 rows to the next
 _LANES, _TERM_BYTES = 128, 32
 _ROW_BYTES = {1: 128, 2: 64, 3: 32}  # by swizzle mode
 
@@ -86,11 +86,11 @@ def wgmma_finish(sums: np.ndarray, count: int) -> None:
 
 
 def descriptor(shared: np.ndarray, at: int) -> int:
-    """A matrix with 64-byte swizzle; addresses count from the start of shared memory."""
+    """A matrix with 128-byte swizzle; addresses count from the start of shared memory."""
     address = int(at) * shared.itemsize
-    if address % 32:  # 16 columns
+    if address % 32:  # the terms of a product
         raise ValueError(f"a matrix begins at byte {address}, which is no multiple of 32")
-    return SWIZZLE_64 << 62 | EIGHT_ROWS >> 4 << 32 | 1 << 16 | address >> 4 & 0x3FFF
+    return SWIZZLE_128 << 62 | EIGHT_ROWS >> 4 << 32 | 1 << 16 | address >> 4 & 0x3FFF
 
 
 def _places(matrix: int, rows: int) -> np.ndarray:

@@ -117,7 +117,7 @@ def accumulation(tile: Tile, channels_last: bool, pixel_of: Any = image_pixel) -
             multiply(shared, ready, x_place, y_place, a, b, sums)
             free = ready
             ready = int32(0) if ready == (STAGES - 1) * SLICE else int32(ready + SLICE)
-            left -= int32(1)
+            left = int32(left - 1)
         cuda.syncthreads()  # nobody reads slices any more
 
     return accumulate

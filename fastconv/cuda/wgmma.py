@@ -1,9 +1,9 @@
 """Implicit GEMM on the tensor cores of Hopper GPUs, compute capability 9.0: 16-bit elements, and TF32.
 
-As `fastconv.cuda.mma`, with the same slices in shared memory, of 64 bytes a row, whose permuted units are the "64-byte
-swizzle" of wgmma instructions. These read both matrices from shared memory, two slices by each group of four, while
-the warps copy what comes next; a warpgroup has 64 pixels of the tile. Of float32 elements, which they read as they
-are, they ignore the bits that TF32 does not have; weights are rounded when they are packed.
+As `fastconv.cuda.mma`, with slices in shared memory of 128 bytes a row, whose permuted units are the "128-byte
+swizzle" of wgmma instructions. Four of these read both matrices from there, a slice, while the warps copy what comes
+next; a warpgroup has 64 pixels of the tile. Of float32 elements, which they read as they are, they ignore the bits
+that TF32 does not have; weights are rounded when they are packed.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from fastconv.cuda.codec import codec
 from fastconv.cuda.gather_units import TERM_FIELDS, gathering, own_pixels
 from fastconv.cuda.geometry import Epilogue
 from fastconv.cuda.kernel import Kernel
-from fastconv.cuda.mma_tile import UNITS, MmaTile, unit_place
-from fastconv.cuda.pack_units import width_of
+from fastconv.cuda.mma_tile import MmaTile, placing
 from fastconv.cuda.ptx import commit, copy_async16, wait
 from fastconv.cuda.ptx_hopper import (
     descriptor,
@@ -36,8 +35,8 @@ from fastconv.cuda.walk import WalkGeometry, tile_of_block
 from fastconv.cuda.write_tile import finishing, writing
 from fastconv.problem import ITEMSIZE, ConvProblem
 
-# Pixels, filters, and stages of two slices in shared memory: with fewer of them a multiprocessor holds two blocks.
-TILES = [(128, 256, 4), (128, 128, 3), (128, 128, 6), (128, 64, 4), (128, 64, 8)]
+# Pixels, filters, and slices in shared memory: with fewer of them a multiprocessor holds two blocks.
+TILES = [(128, 256, 4), (128, 128, 3), (128, 128, 6), (128, 64, 4)]
 CAPABILITY = (9, 0)
 SHARED_MEMORY = 226 << 10  # bytes that the blocks of a multiprocessor share
 _FLOP_NS = {"float32": 1 / 200_000, "float16": 1 / 450_000, "bfloat16": 1 / 450_000}  # of an H100
@@ -55,6 +54,11 @@ class WgmmaTile(MmaTile):
     """
 
     stages: int
+
+    @property
+    def units(self) -> int:
+        """Of 16 bytes in a row of a slice."""
+        return 8
 
     @property
     def warps_across(self) -> int:
@@ -77,22 +81,15 @@ class WgmmaTile(MmaTile):
         return 2 * self.rows
 
     def shared_bytes(self, dtype: str) -> int:
-        """Shared memory of a block: its stages of two slices, or in the end its results."""
-        return max(2 * self.stages * 16 * UNITS * (self.rows + self.columns), 4 * self.rows * self.row_words(dtype))
+        """Shared memory of a block: its slices, or in the end its results."""
+        return max(self.stages * 16 * self.units * (self.rows + self.columns), 4 * self.rows * self.row_words(dtype))
 
     def blocks_at_once(self, dtype: str) -> int:
         """Blocks that a multiprocessor holds."""
         return min(2, SHARED_MEMORY // self.shared_bytes(dtype)) if self.columns < 256 else 1
 
 
-def unsupported(problem: ConvProblem) -> str | None:
-    """Why this algorithm cannot compute `problem`, or None if it can."""
-    width = width_of(problem)
-    if problem.memory_format != "channels_last":
-        return "it takes channels-last arrays only"
-    if problem.weight_shape[1] % width or problem.out_channels // problem.groups % width:
-        return f"a group's channels or filters are no multiple of {width}"
-    return mma.unsupported(problem)
+unsupported = mma.unsupported
 
 
 def space(problem: ConvProblem) -> list[Params]:
@@ -121,40 +118,27 @@ def _tile(params: Params) -> WgmmaTile:
 def compiled(tile: WgmmaTile, dtype: str) -> Kernel:
     """The kernel for a tile and a dtype."""
     stored, word = codec(dtype).stored, float32 if dtype == "float32" else uint32
-    product, WIDTH = _PRODUCTS[dtype], 16 // ITEMSIZE[dtype]
+    product, WIDTH, UNITS = _PRODUCTS[dtype], 16 // ITEMSIZE[dtype], tile.units
     ROWS, COLUMNS, SUMS, OWN, THREADS = tile.rows, tile.columns, tile.sums, own_pixels(tile), tile.threads
-    ROW = UNITS * WIDTH
-    LEFT, RIGHT, STEP, COPIES = ROWS * ROW, COLUMNS * ROW, THREADS // UNITS, COLUMNS * UNITS // THREADS
-    AHEAD, STAGE = tile.stages - 1, 2 * (LEFT + RIGHT)
-    LAST, ARRIVING = AHEAD * STAGE, AHEAD - 1
+    ROW, STEP, COPIES = UNITS * WIDTH, THREADS // UNITS, COLUMNS * UNITS // THREADS
+    LEFT, SLICE, AHEAD = ROWS * ROW, (ROWS + COLUMNS) * ROW, tile.stages - 1
+    LAST, ARRIVING = AHEAD * SLICE, AHEAD - 1
     start, gather, advance = gathering(tile, WIDTH)
-    finish, write = finishing(tile, dtype), writing(tile, dtype)
+    place, finish, write = placing(UNITS), finishing(tile, dtype), writing(tile, dtype)
 
     @device
-    def copy_weights(shared, at, weight, element, g, there):
+    def copy_weights(shared, at, weight, element, g):
         for i in range(COPIES):
-            copy_async16(shared, int32(at + i * STEP * ROW), weight, int32(element + i * STEP * g.slices * ROW), there)
+            copy_async16(shared, int32(at + i * STEP * ROW), weight, int32(element + i * STEP * g.slices * ROW), True)
 
     @device
-    def copy(shared, stage, x, weight, element, step, g, left_place, right_place, pixels, term):
-        """Two slices; behind the last one come zeros."""
-        there = step * 2 + 1 < g.slices
-        gather(shared, int32(stage + left_place), x, g, pixels, term)
-        copy_weights(shared, int32(stage + 2 * LEFT + right_place), weight, element, g, True)
-        advance(g, term)
-        gather(shared, int32(stage + LEFT + left_place), x, g, pixels, term)
-        copy_weights(shared, int32(stage + 2 * LEFT + RIGHT + right_place), weight, int32(element + ROW), g, there)
-        advance(g, term)
-
-    @device
-    def multiply(shared, stage, own_left, sums):
-        left = descriptor(shared, int32(stage + own_left))
-        right = descriptor(shared, int32(stage + 2 * LEFT))
+    def multiply(shared, slice, own_left, sums):
+        left, right = descriptor(shared, int32(slice + own_left)), descriptor(shared, int32(slice + LEFT))
         wgmma_fence()
         product(sums, COLUMNS, shared, left, right)
         product(sums, COLUMNS, shared, left + types.uint64(2), right + types.uint64(2))
-        product(sums, COLUMNS, shared, left + types.uint64(LEFT // WIDTH), right + types.uint64(RIGHT // WIDTH))
-        product(sums, COLUMNS, shared, left + types.uint64(LEFT // WIDTH + 2), right + types.uint64(RIGHT // WIDTH + 2))
+        product(sums, COLUMNS, shared, left + types.uint64(4), right + types.uint64(4))
+        product(sums, COLUMNS, shared, left + types.uint64(6), right + types.uint64(6))
         wgmma_commit()
 
     def wgmma(x, weight, bias, out, g, epilogue):
@@ -168,30 +152,33 @@ def compiled(tile: WgmmaTile, dtype: str) -> Kernel:
         for i in range(SUMS):
             sums[i] = float32(0)
         left_place = start(g, thread, first_pixel, group, pixels, term, rows, columns)
-        right_place = int32(unit_place(int32(thread // UNITS), int32(thread % UNITS)) * WIDTH)
+        right_place = int32(LEFT + place(int32(thread // UNITS), int32(thread % UNITS)) * WIDTH)
         element = int32((group * g.padded_filters + first_filter + thread // UNITS) * g.slices)
         element = int32((element * UNITS + thread % UNITS) * WIDTH)
-        own_left, steps = int32(thread // 128 * 64 * ROW), int32((g.slices + 1) // 2)
+        own_left = int32(thread // 128 * 64 * ROW)
         for i in range(AHEAD):
-            if i < steps:
-                copy(shared, int32(i * STAGE), x, weight, element, int32(i), g, left_place, right_place, pixels, term)
-            element += int32(2 * ROW)
+            if i < g.slices:
+                gather(shared, int32(i * SLICE + left_place), x, g, pixels, term)
+                copy_weights(shared, int32(i * SLICE + right_place), weight, element, g)
+                advance(g, term)
+            element += int32(ROW)
             commit()
-        step, ready, free = int32(0), int32(0), int32(LAST)
-        while step < steps:
+        ahead, ready, free = g.slices, int32(0), int32(LAST)
+        while ahead > 0:
             wait(ARRIVING)
             fence_async()
-            cuda.syncthreads()  # the stage is there for all, and the one that is free is no longer multiplied
+            cuda.syncthreads()  # the slice is there for all, and the one before it is no longer multiplied
             multiply(shared, ready, own_left, sums)
-            if step + AHEAD < steps:
-                ahead = int32(step + AHEAD)
-                copy(shared, free, x, weight, element, ahead, g, left_place, right_place, pixels, term)
-            element += int32(2 * ROW)
+            if ahead > AHEAD:
+                gather(shared, int32(free + left_place), x, g, pixels, term)
+                copy_weights(shared, int32(free + right_place), weight, element, g)
+                advance(g, term)
+            element += int32(ROW)
             commit()
             wgmma_wait(0)
             free = ready
-            ready = int32(0) if ready == LAST else int32(ready + STAGE)
-            step += int32(1)
+            ready = int32(0) if ready == LAST else int32(ready + SLICE)
+            ahead = int32(ahead - 1)
         wgmma_finish(sums, SUMS)
         cuda.syncthreads()  # nobody multiplies any more
         finish(words, sums, bias, g, epilogue, thread, first_filter, group)

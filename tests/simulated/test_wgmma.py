@@ -21,26 +21,26 @@ def test_every_lane_gets_its_sums(dtype: str) -> None:
         shared, t = cuda.shared.array(0, types.uint16), cuda.threadIdx.x
         sums = cuda.local.array(8, float32)
         for row in range(80):
-            if t < 32:  # rows of 64 bytes, whose units are permuted
-                place = row * 32 + (t // 8 ^ row // 2 % 4) * 8 + t % 8
-                shared[place] = a[row * 32 + t] if row < 64 else b[(row - 64) * 32 + t]
+            if t < 64:  # rows of 128 bytes, whose units are permuted
+                place = row * 64 + (t // 8 ^ row % 8) * 8 + t % 8
+                shared[place] = a[row * 64 + t] if row < 64 else b[(row - 64) * 64 + t]
         for i in range(8):
             sums[i] = 1
         ptx_hopper.fence_async()
         cuda.syncthreads()
-        left, right = ptx_hopper.descriptor(shared, 0), ptx_hopper.descriptor(shared, 2048)
+        left, right = ptx_hopper.descriptor(shared, 0), ptx_hopper.descriptor(shared, 4096)
         ptx_hopper.wgmma_fence()
-        product(sums, 16, shared, left, right)
-        product(sums, 16, shared, left + 2, right + 2)
+        for i in range(4):
+            product(sums, 16, shared, left + 2 * i, right + 2 * i)
         ptx_hopper.wgmma_commit()
         ptx_hopper.wgmma_finish(sums, 8)
         for i in range(8):
             out[t * 8 + i] = sums[i]
 
     generator = np.random.default_rng(0)
-    a, b = (bf16(generator.integers(-8, 9, (rows, 32))).astype(np.float32) for rows in (64, 16))
+    a, b = (bf16(generator.integers(-8, 9, (rows, 64))).astype(np.float32) for rows in (64, 16))
     out = np.zeros(1024, np.float32)
-    launch(kernel, *(stored(m, dtype).view(np.uint16).ravel() for m in (a, b)), out, threads=128, shared=5120)
+    launch(kernel, *(stored(m, dtype).view(np.uint16).ravel() for m in (a, b)), out, threads=128, shared=10240)
     expected = 1 + a.astype(np.float64) @ b.T
     for t in range(128):
         for i in range(8):
@@ -53,26 +53,26 @@ def test_tf32_ignores_what_it_has_no_bits_for() -> None:
         shared, t = cuda.shared.array(0, float32), cuda.threadIdx.x
         sums = cuda.local.array(4, float32)
         for row in range(72):
-            if t < 16:
-                place = row * 16 + (t // 4 ^ row // 2 % 4) * 4 + t % 4
-                shared[place] = a[row * 16 + t] if row < 64 else b[(row - 64) * 16 + t]
+            if t < 32:
+                place = row * 32 + (t // 4 ^ row % 8) * 4 + t % 4
+                shared[place] = a[row * 32 + t] if row < 64 else b[(row - 64) * 32 + t]
         for i in range(4):
             sums[i] = 1
         ptx_hopper.fence_async()
         cuda.syncthreads()
-        left, right = ptx_hopper.descriptor(shared, 0), ptx_hopper.descriptor(shared, 1024)
+        left, right = ptx_hopper.descriptor(shared, 0), ptx_hopper.descriptor(shared, 2048)
         ptx_hopper.wgmma_fence()
-        ptx_hopper.wgmma_tf32(sums, 8, shared, left, right)
-        ptx_hopper.wgmma_tf32(sums, 8, shared, left + 2, right + 2)
+        for i in range(4):
+            ptx_hopper.wgmma_tf32(sums, 8, shared, left + 2 * i, right + 2 * i)
         ptx_hopper.wgmma_commit()
         ptx_hopper.wgmma_finish(sums, 4)
         for i in range(4):
             out[t * 4 + i] = sums[i]
 
     generator = np.random.default_rng(0)
-    a, b = (generator.integers(-8, 9, (rows, 16)).astype(np.float32) for rows in (64, 8))
+    a, b = (generator.integers(-8, 9, (rows, 32)).astype(np.float32) for rows in (64, 8))
     out = np.zeros(512, np.float32)
-    launch(kernel, (a * np.float32(1 + 2.0**-12)).ravel(), b.ravel(), out, threads=128, shared=4608)
+    launch(kernel, (a * np.float32(1 + 2.0**-12)).ravel(), b.ravel(), out, threads=128, shared=9216)
     expected = 1 + a.astype(np.float64) @ b.T
     for t in range(128):
         for i in range(4):
@@ -84,7 +84,8 @@ CONVOLUTIONS = [
     "n1c64h4w4k8r1s1_bf16_nhwc_bias", "n1c8h5w5k16r3s3p1_bf16_nhwc_bias_relu", "n1c72h3w3k72r2s1p1_f16_nhwc",
     # Blocks of channels: one, an odd number with an odd number of taps, and those of TF32.
     "n1c32h4w3k8r3s2p1_bf16_nhwc", "n1c96h3w4k8r3s3p1_bf16_nhwc", "n2c48h3w4k12r3s3p1u2_tf32_nhwc_bias_relu",
-    "n1c12h4w3k4r2s2_tf32_nhwc", "n1c64h3w3k64r3s1p1g2_f16_nhwc_bias",
+    "n1c12h4w3k4r2s2_tf32_nhwc", "n1c64h3w3k64r3s1p1g2_f16_nhwc_bias", "n1c128h3w3k8r3s3p1_bf16_nhwc",
+    "n1c3h7w6k9r5s5p2u2_bf16_nhwc_relu", "n1c9h4w3k5r1s2_f16_nchw",
 ]  # fmt: skip
 
 
