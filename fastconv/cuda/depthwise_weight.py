@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 from fastconv.algorithms import Params
 from fastconv.cuda.conv_kernel import Strides, check_reach
-from fastconv.cuda.depthwise import VECTOR, unsupported
+from fastconv.cuda.depthwise import unsupported
 from fastconv.cuda.kernel import Kernel, Launch
 from fastconv.cuda.product_cost import PROCESSORS
-from fastconv.cuda.strips import Strip, StripGeometry, aligned, divided, forward, loading
+from fastconv.cuda.strips import ONE, VECTOR, Access, Strip, StripGeometry, aligned, divided, forward, loading
 from fastconv.cuda.sum_splits import SplitWeightKernel
 from fastconv.cuda.toolkit import cuda, device, float32, int32, numbers, pointer, uint32
 from fastconv.problem import ConvProblem
@@ -28,7 +28,7 @@ BLOCKS = 2  # on a multiprocessor
 _MOST_TAPS = 10  # sums of a thread, or one row of taps
 _WAVES = (1, 2)
 _AT_ONCE = PROCESSORS * BLOCKS
-_LAUNCH_NS, _NS_PER_BYTE, _NS_PER_LOAD, _NS_PER_SPLIT = 3_000.0, 0.0003, 0.00012, 20.0
+_LAUNCH_NS, _NS_PER_BYTE, _NS_PER_LOAD, _NS_PER_SPLIT = 3_000.0, 0.0003, 0.00006, 20.0
 
 __all__ = ["cost", "make", "space", "unsupported"]
 
@@ -54,16 +54,16 @@ def _tap_rows(problem: ConvProblem, strip: Strip) -> int:
     return min(problem.kernel_size[0], _MOST_TAPS // strip.span)
 
 
-def _blocks(problem: ConvProblem, strip: Strip, width: int) -> tuple[int, int, int]:
+def _blocks(problem: ConvProblem, strip: Strip, access: Access) -> tuple[int, int, int]:
     """Of lanes, of rows and of columns of taps; each of them reads all pixels of a split."""
     kernel_h, kernel_w = problem.kernel_size
-    lanes = -(-problem.out_channels // (width * _lanes(problem)))
+    lanes = -(-problem.out_channels // (access.width * _lanes(problem)))
     return lanes, -(-kernel_h // _tap_rows(problem, strip)), kernel_w // strip.span
 
 
-def _expected_width(problem: ConvProblem) -> int:
-    whole = problem.in_channels == problem.out_channels and problem.out_channels % VECTOR == 0
-    return VECTOR if whole and problem.memory_format == "channels_last" else 1
+def _expected(problem: ConvProblem) -> Access:
+    whole = problem.in_channels == problem.out_channels and problem.out_channels % VECTOR.width == 0
+    return VECTOR if whole and problem.memory_format == "channels_last" else ONE
 
 
 def space(problem: ConvProblem) -> list[Params]:
@@ -71,7 +71,7 @@ def space(problem: ConvProblem) -> list[Params]:
     found = []
     for pixels in (4, 2):
         strip, strips = _strip(problem, pixels), _strips(problem, pixels)
-        blocks = math.prod(_blocks(problem, strip, _expected_width(problem)))
+        blocks = math.prod(_blocks(problem, strip, _expected(problem)))
         shares = {_share(problem, pixels, max(1, waves * _AT_ONCE // blocks)) for waves in _WAVES}
         splits = {-(-strips // share) if share else 1 for share in shares}
         found += [{"strip": pixels, "splits": s} for s in sorted(splits)]
@@ -79,14 +79,14 @@ def space(problem: ConvProblem) -> list[Params]:
 
 
 def cost(problem: ConvProblem, params: Params) -> float:
-    """Predicted time in nanoseconds on a large GPU: of memory or of the loads from the cache, in whole waves."""
-    strip, width = _strip(problem, params["strip"]), _expected_width(problem)
-    lanes, *taps = _blocks(problem, strip, width)
+    """Predicted time in nanoseconds on a large GPU: of memory and of the loads from the cache, in whole waves."""
+    strip = _strip(problem, params["strip"])
+    lanes, *taps = _blocks(problem, strip, _expected(problem))
     memory = problem.itemsize * (math.prod(problem.in_shape) + math.prod(problem.out_shape))
     windows = _tap_rows(problem, strip) * strip.columns + strip.pixels
     loads = _strips(problem, strip.pixels) * problem.out_channels * windows * math.prod(taps)
     waves = lanes * math.prod(taps) * params["splits"] / _AT_ONCE
-    total = _LAUNCH_NS + max(_NS_PER_BYTE * memory, _NS_PER_LOAD * loads) * math.ceil(waves) / waves
+    total = _LAUNCH_NS + (_NS_PER_BYTE * memory + _NS_PER_LOAD * loads) * math.ceil(waves) / waves
     return total + (_LAUNCH_NS + _NS_PER_SPLIT * params["splits"] if params["splits"] > 1 else 0)
 
 
@@ -117,13 +117,18 @@ class Work(NamedTuple):
 
 
 @cache
-def compiled(strip: Strip, tap_rows: int, width: int, lanes: int) -> Kernel:
+def compiled(strip: Strip, tap_rows: int, access: Access, lanes: int) -> Kernel:
     """The kernel for strips, rows of taps, filters of a thread and lanes of a block."""
     PIXELS, SPAN, STRIDE, COLUMNS, ROWS = strip.pixels, strip.span, strip.stride, strip.columns, tap_rows
-    WIDTH, LANES, WALKERS, PITCH = width, lanes, THREADS // lanes, THREADS + lanes  # banks of lanes follow each other
+    WIDTH, LANES, WALKERS, PITCH = (
+        access.width,
+        lanes,
+        THREADS // lanes,
+        THREADS + lanes,
+    )  # banks of lanes follow each other
     TAPS = tap_rows * strip.span
-    PLACES, SHARED = TAPS * width, TAPS * width * PITCH
-    read, load = loading(strip, width)
+    PLACES, SHARED = TAPS * access.width, TAPS * access.width * PITCH
+    read, load = access.read, loading(strip, access)
 
     @device
     def add_strip(sums, grads, window, x, grad, g, unit, k, channel, first_r, first_s):
@@ -135,7 +140,7 @@ def compiled(strip: Strip, tap_rows: int, width: int, lanes: int) -> Kernel:
             for v in range(WIDTH):
                 grads[p, v] = float32(0)
             if j + p < g.out_width:
-                read(grads, p, grad, int32(at + p * g.out_column))
+                read(grads, p, grad, int32(at + p * g.out_column), 1)
         top, left = int32(i * g.stride_h - g.top), int32(j * g.stride_w - g.left + first_s * g.dilation_w)
         image = int32(n * g.x_batch + channel * g.x_channel)
         for r in range(ROWS):
@@ -183,7 +188,7 @@ def compiled(strip: Strip, tap_rows: int, width: int, lanes: int) -> Kernel:
         cuda.syncthreads()
         add_walkers(shared, out, g, work, thread, split, first_lane, first_r, first_s)
 
-    array, variant = pointer(float32), (PIXELS, SPAN, STRIDE, ROWS, WIDTH, LANES)
+    array, variant = pointer(float32), (PIXELS, SPAN, STRIDE, ROWS, access.name, LANES)
     kinds = (array, array, array, numbers(int32, StripGeometry), numbers(int32, Work))
     return Kernel(depthwise_weight, kinds, variant, threads=THREADS, blocks=BLOCKS)
 
@@ -199,23 +204,23 @@ class DepthwiseWeight(SplitWeightKernel):
 
     def launch(self, *strides: Strides) -> Launch:
         x, grad, _ = strides
-        vectors = _expected_width(self.problem) == VECTOR and x[1] == grad[1] == 1
-        return self._launch(strides, VECTOR if vectors and aligned(x[0], *x[2:], grad[0], *grad[2:]) else 1)
+        vectors = _expected(self.problem) is VECTOR and x[1] == grad[1] == 1
+        return self._launch(strides, VECTOR if vectors and aligned(x[0], *x[2:], grad[0], *grad[2:]) else ONE)
 
     def launch_unaligned(self, *strides: Strides) -> Launch:
-        return self._launch(strides, 1)
+        return self._launch(strides, ONE)
 
-    def _launch(self, strides: tuple[Strides, ...], width: int) -> Launch:
+    def _launch(self, strides: tuple[Strides, ...], access: Access) -> Launch:
         p, strip, (x, grad, out) = self.problem, self.strip, strides
         filters, channels, kernel_h, kernel_w = p.weight_shape
         check_reach(p.in_shape, x)
         check_reach(p.out_shape, grad)
         check_reach((self.splits * filters, channels, kernel_h, kernel_w), out)
-        lane_blocks, row_blocks, column_blocks = blocks = _blocks(p, strip, width)
+        lane_blocks, row_blocks, column_blocks = blocks = _blocks(p, strip, access)
         work = Work(
             _strips(p, strip.pixels), _share(p, strip.pixels, self.splits), lane_blocks, row_blocks, column_blocks,
             filters // p.groups, filters * out[0], out[0],
         )  # fmt: skip
-        g = strip.geometry(p, forward(p), filters // width, x, grad, (out[2], out[3]))
-        kernel = compiled(strip, _tap_rows(p, strip), width, _lanes(p))
+        g = strip.geometry(p, forward(p), filters // access.width, x, grad, (out[2], out[3]))
+        kernel = compiled(strip, _tap_rows(p, strip), access, _lanes(p))
         return Launch(kernel, (math.prod(blocks) * self.splits,), (g, work))

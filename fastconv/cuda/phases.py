@@ -9,12 +9,9 @@ transposed convolution.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from fastconv.cuda.arrays import DeviceArray
-from fastconv.cuda.conv_kernel import ConvKernel
 from fastconv.problem import ConvProblem
 from fastconv.sizes import Pair
 
@@ -67,21 +64,3 @@ def too_many(problem: ConvProblem) -> str | None:
     """Why the phases of a problem are too many, or None if they are not."""
     found = math.prod(map(min, problem.stride, problem.in_size))
     return f"its stride has more than {_MOST} phases, each of which is a launch" if found > _MOST else None
-
-
-class PhasedInput:
-    """Gradient of the input, or a transposed convolution: its phases one after the other, on weights packed once."""
-
-    layout_copies = "none"
-
-    def __init__(self, problem: ConvProblem, kernels: Sequence[ConvKernel]) -> None:
-        self.problem, self.kernels = problem, kernels
-        self.workspace_bytes = kernels[0].workspace_bytes
-
-    def convolve(
-        self, grad_output: DeviceArray, weight: DeviceArray, bias: DeviceArray | None, out: DeviceArray
-    ) -> None:
-        """Compute `out` (N, C, H, W) from the gradient of the output (N, K, Ho, Wo) and weights as they are."""
-        packed = self.kernels[0].pack(weight, bias)
-        for kernel in self.kernels:
-            kernel.run(grad_output, packed, out)

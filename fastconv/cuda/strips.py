@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
+from fastconv.algorithms import Params
+from fastconv.cuda.elements import activated
 from fastconv.cuda.phases import Axis, phases
-from fastconv.cuda.ptx import load4
+from fastconv.cuda.ptx import load4, store4
 from fastconv.cuda.toolkit import device, float32, int32, uint32
 from fastconv.problem import ConvProblem
 
@@ -62,6 +64,11 @@ def _of_phase(axis: Axis, inputs: int) -> Walk:
     """A phase walks back with its taps; so the last of them comes first."""
     before = (len(axis.taps) - 1) * axis.spacing - axis.output
     return Walk(inputs, axis.pixels, 1, before, axis.spacing, axis.taps[::-1], axis.start, axis.step)
+
+
+def is_backward(problem: ConvProblem) -> bool:
+    """Whether the gradient of the input is what is computed."""
+    return problem.direction == "backward_input"
 
 
 def backward(problem: ConvProblem) -> Iterator[Walks]:
@@ -155,6 +162,12 @@ class Strip:
         return StripGeometry(*numbers)
 
 
+def choices(problem: ConvProblem, pixels: tuple[int, ...]) -> list[Params]:
+    """Of numbers of pixels, most first, those that are less than twice the result's width, or the least."""
+    width = -(-problem.in_size[1] // problem.stride[1]) if is_backward(problem) else problem.conv_size[1]
+    return [{"strip": strip} for strip in pixels if strip < 2 * width or strip == pixels[-1]]
+
+
 def aligned(*steps: int) -> bool:
     """Whether vectors of 4 elements may lie so far apart."""
     return all(step % 4 == 0 for step in steps)
@@ -187,24 +200,64 @@ def bias_at(bias, g, k):
 
 
 @device
-def _read_four(window, q, x, at):
+def _read_four(window, q, x, at, step):
     window[q, 0], window[q, 1], window[q, 2], window[q, 3] = load4(x, at)
 
 
 @device
-def _read_one(window, q, x, at):
+def _read_apart(window, q, x, at, step):
+    for v in range(4):
+        window[q, v] = x[int32(at + v * step)]
+
+
+@device
+def _read_one(window, q, x, at, step):
     window[q, 0] = x[at]
 
 
-@cache
-def loading(strip: Strip, width: int) -> Any:
-    """Two device functions: ``read(window, q, x, at)`` loads `width` neighbouring elements, 4 or 1, into row q.
+@device
+def _write_four(out, at, step, sums, p, epilogue):
+    t0, t1 = activated(sums[p, 0], epilogue), activated(sums[p, 1], epilogue)
+    t2, t3 = activated(sums[p, 2], epilogue), activated(sums[p, 3], epilogue)
+    store4(out, at, (t0, t1, t2, t3))
 
-    ``load(window, x, row, inside, column, g)`` loads the pixels of a row of the image, whose first element is `row`,
-    from a column on; outside of the image, or if the row is not `inside`, there are zeros.
+
+@device
+def _write_apart(out, at, step, sums, p, epilogue):
+    for v in range(4):
+        out[int32(at + v * step)] = activated(sums[p, v], epilogue)
+
+
+@device
+def _write_one(out, at, step, sums, p, epilogue):
+    out[at] = activated(sums[p, 0], epilogue)
+
+
+class Access(NamedTuple):
+    """How a thread reads and writes its channels.
+
+    ``read(window, q, x, at, step)`` loads `width` elements, `step` apart, into a row of a window;
+    ``write(out, at, step, sums, p, epilogue)`` stores a row of sums, activated.
     """
-    COLUMNS, BY_TAP, WIDTH = strip.columns, strip.span == 1, width
-    read = _read_four if width == 4 else _read_one
+
+    name: str
+    width: int
+    read: Any
+    write: Any
+
+
+VECTOR = Access("vector", 4, _read_four, _write_four)  # neighbours: by 16 bytes
+APART = Access("apart", 4, _read_apart, _write_apart)
+ONE = Access("one", 1, _read_one, _write_one)
+
+
+@cache
+def loading(strip: Strip, access: Access) -> Any:
+    """``load(window, x, row, inside, column, g)``: the pixels of a row of the image from a column on.
+
+    `row` is the row's first element. Outside of the image, or if the row is not `inside`, there are zeros.
+    """
+    COLUMNS, BY_TAP, WIDTH, read = strip.columns, strip.span == 1, access.width, access.read
 
     @device
     def load(window, x, row, inside, column, g):
@@ -213,6 +266,6 @@ def loading(strip: Strip, width: int) -> Any:
             for v in range(WIDTH):
                 window[q, v] = float32(0)
             if inside and uint32(at) < uint32(g.in_width):
-                read(window, q, x, int32(row + at * g.x_column))
+                read(window, q, x, int32(row + at * g.x_column), g.x_channel)
 
-    return read, load
+    return load
