@@ -1,12 +1,12 @@
-"""The depthwise kernels compile for old and new GPUs, keep sums in registers and load whole vectors."""
+"""The kernels of depthwise filters and small groups, for old and new GPUs: sums in registers, whole vectors."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections import Counter
 
 import pytest
-from machine_code import disassemble, missing, opcodes, registers
+from machine_code import disassemble, main_loop, missing, opcodes, registers
 
 pytest.importorskip("numba_cuda")
 if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1":
@@ -14,20 +14,61 @@ if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1":
 if missing():
     pytest.skip(missing(), allow_module_level=True)
 
-from fastconv.cuda import depthwise, depthwise_input
+from fastconv.cuda import depthwise, depthwise_weight, grouped
+from fastconv.cuda.strips import APART, ONE, VECTOR, Strip
+
+STRIPS = [Strip(4, 3, 1), Strip(2, 3, 1), Strip(4, 2, 1), Strip(4, 3, 2), Strip(4, 5, 1), Strip(4, 1, 1)]
+TARGETS = pytest.mark.parametrize("capability", [(8, 0), (9, 0, "a")], ids=str)
 
 
-@pytest.mark.parametrize("capability", [(8, 0), (9, 0, "a")], ids=str)
-@pytest.mark.parametrize("strip", [1, 2, 4])
-@pytest.mark.parametrize("module", [depthwise, depthwise_input], ids=lambda module: module.__name__)
-def test_sums_stay_in_registers(module: Any, strip: int, capability: tuple) -> None:
-    for kernel, load, store in (
-        (module._by_vectors(strip), "LDG.E.128", "STG.E.128"), (module._by_elements(strip), "LDG.E", "STG.E"),
-    ):  # fmt: skip
-        code = kernel.cubin(capability)
+def count(found: Counter[str], prefix: str) -> int:
+    """Instructions whose names begin so."""
+    return sum(n for name, n in found.items() if name.startswith(prefix))
+
+
+@TARGETS
+@pytest.mark.parametrize("strip", STRIPS, ids=str)
+def test_sums_stay_in_registers(strip: Strip, capability: tuple) -> None:
+    for access, load, store in ((VECTOR, "LDG.E.128", "STG.E.128"), (ONE, "LDG.E", "STG.E")):
+        code = depthwise.compiled(strip, access).cubin(capability)
         used, text = registers(code), disassemble(code)
         found = opcodes(text)
-        assert used.stack == 0 and not any(name.startswith(("LDL", "STL")) for name in found)
+        assert used.stack <= 8  # a value that only the end of the kernel needs
         assert used.count <= 96  # five blocks on a multiprocessor, which hide the time of loads
-        assert sum(n for name, n in found.items() if name.startswith(load)) > strip
-        assert sum(n for name, n in found.items() if name.startswith(store)) == strip
+        assert count(found, load) >= strip.columns + strip.span
+        assert count(found, store) == strip.pixels
+
+
+@TARGETS
+def test_taps_of_a_row_share_its_pixels(capability: tuple) -> None:
+    text = disassemble(depthwise.compiled(Strip(4, 3, 1), VECTOR).cubin(capability))
+    loop = main_loop(text, "FFMA")
+    assert not count(opcodes(text), "CALL")  # as divisions of 64 bits are
+    assert loop.hits == 48 and loop.instructions <= 125  # 9 loads for 12 taps of 4 channels
+
+
+@TARGETS
+@pytest.mark.parametrize("strip", [Strip(4, 3, 1), Strip(2, 3, 2)], ids=str)
+def test_gradients_of_depthwise_weights_keep_the_sums_of_nine_taps(strip: Strip, capability: tuple) -> None:
+    code = depthwise_weight.compiled(strip, 3, VECTOR, depthwise_weight.LANES).cubin(capability)
+    used, text = registers(code), disassemble(code)
+    assert used.stack <= 32 and used.count * depthwise_weight.THREADS * depthwise_weight.BLOCKS <= 65536
+    loop = main_loop(text, "FFMA")
+    assert loop.hits == 9 * 4 * strip.pixels and loop.instructions <= 480
+    assert main_loop(text, "LDG.E.128").hits == 3 * strip.columns + strip.pixels
+
+
+@TARGETS
+@pytest.mark.parametrize(
+    ("strip", "most"), [(Strip(8, 3, 1), 620), (Strip(4, 3, 1), 370), (Strip(4, 3, 2), 400)], ids=str
+)
+def test_small_groups_mostly_multiply(strip: Strip, most: int, capability: tuple) -> None:
+    for access in (VECTOR, APART):
+        code = grouped.compiled(strip, access).cubin(capability)
+        used, text = registers(code), disassemble(code)
+        assert used.stack == 0 and used.count <= 136
+        loop = main_loop(text, "FFMA")
+        assert loop.hits == 3 * 4 * 4 * strip.pixels  # taps of a row, channels and filters
+        if access is VECTOR:
+            assert loop.instructions <= most and count(opcodes(text), "STG.E.128") == strip.pixels
+            assert main_loop(text, "LDG.E.128").hits == strip.columns + 12

@@ -18,7 +18,8 @@ class PackGeometry(NamedTuple):
     """Sizes of a group's matrix, without and with what fills it up, and where the weights lie, in elements.
 
     A term is an `inner` index at a tap: channels, and columns are filters, or the other way around. `first` is the
-    element of the first tap, `w_row` and `w_tap` go on to the next one.
+    element of the first tap, `w_row` and `w_tap` go on to the next one; `packed_group` and `packed_term` do in what is
+    packed, where columns are neighbours.
     """
 
     groups: int
@@ -34,6 +35,8 @@ class PackGeometry(NamedTuple):
     w_column: int
     w_row: int
     w_tap: int
+    packed_group: int
+    packed_term: int
 
 
 @cache
@@ -49,7 +52,7 @@ def _compiled() -> Kernel:
             if column < g.columns and r < g.taps_h:
                 at = g.first + group * g.w_group + column * g.w_column
                 value = weight[at + inner * g.w_inner + r * g.w_row + s * g.w_tap]
-            out[index] = value
+            out[group * g.packed_group + term * g.packed_term + column] = value
             index += step
 
     array = pointer(float32)
@@ -68,12 +71,15 @@ class FilterPacker:
         Rows and columns of the kernel, all if not given.
     transposed : bool, default False
         Exchange filters and channels of a group, as gradients of the input read them: (group, r, s, filter, c).
+    abreast : bool, default False
+        Put the columns of all groups side by side: (r, s, c, group, filter).
     """
 
     def __init__(
-        self, problem: ConvProblem, block: int, taps: tuple[range, range] | None = None, transposed: bool = False
-    ) -> None:
-        self.problem, self.transposed = problem, transposed
+        self, problem: ConvProblem, block: int, taps: tuple[range, range] | None = None, transposed: bool = False,
+        abreast: bool = False,
+    ) -> None:  # fmt: skip
+        self.problem, self.transposed, self.abreast = problem, transposed, abreast
         self.taps = taps or (range(problem.kernel_size[0]), range(problem.kernel_size[1]))
         sizes = (problem.weight_shape[1], problem.out_channels // problem.groups)
         self._inner, self._columns = reversed(sizes) if transposed else sizes
@@ -92,10 +98,12 @@ class FilterPacker:
         if launch is None:
             (rows, columns), (w_filter, w_channel, w_row, w_tap) = self.taps, strides
             steps = (w_filter, w_channel) if self.transposed else (w_channel, w_filter)
+            wide = self.problem.groups * self.columns
+            packed = (self.columns, wide) if self.abreast else (self.terms * self.columns, self.columns)
             sizes = (
                 self.problem.groups, self._inner, self._columns, len(rows), len(columns), self.terms, self.columns,
                 rows.start * w_row + columns.start * w_tap, self.problem.out_channels // self.problem.groups * w_filter,
-                *steps, rows.step * w_row, columns.step * w_tap,
+                *steps, rows.step * w_row, columns.step * w_tap, *packed,
             )  # fmt: skip
             grid = (min(-(-self.size // _THREADS), 1 << 16),)
             launch = self._launches[strides] = Launch(_compiled(), grid, (PackGeometry(*sizes),))

@@ -8,7 +8,7 @@ from functools import cache
 from typing import NamedTuple
 
 from fastconv.cuda.arrays import DeviceArray, as_device_array, library_of
-from fastconv.cuda.conv_kernel import DeviceKernel, Strides
+from fastconv.cuda.conv_kernel import DeviceKernel, Strides, WeightKernel
 from fastconv.cuda.kernel import Kernel, Launch
 from fastconv.cuda.toolkit import cuda, float32, int64, numbers, pointer
 from fastconv.problem import ConvProblem
@@ -89,3 +89,22 @@ class SplitSum(DeviceKernel):
         weights = math.prod(self.problem.weight_shape)
         values = (SumGeometry(self.splits, weights, *self.problem.weight_shape[1:], *out),)
         return Launch(_compiled(), (-(-weights // _WEIGHTS),), values)
+
+
+class SplitWeightKernel(WeightKernel):
+    """A gradient of weights whose sums are split; `launch` gets the strides of x, gradient and the sums of a split."""
+
+    def __init__(self, problem: ConvProblem, splits: int) -> None:
+        super().__init__(problem)
+        self.splits = splits
+        self._sum = SplitSum(problem, splits) if splits > 1 else None
+        self.workspace_bytes = self._sum.workspace_bytes if self._sum else 0
+
+    def run(self, x: DeviceArray, grad_output: DeviceArray, out: DeviceArray) -> None:
+        """Compute `out` (K, C/groups, R, S) from x (N, C, H, W) and the gradient of the output (N, K, Ho, Wo)."""
+        if self._sum is None:
+            self.start((x, grad_output, out))
+        else:
+            partial = self._sum.scratch(x)
+            self.start((x, grad_output, partial))
+            self._sum.start((partial, out))

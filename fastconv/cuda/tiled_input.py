@@ -1,17 +1,12 @@
 """Gradient of the input by implicit GEMM: a convolution of the output's gradient for each phase of the stride.
 
-The pixels ``start, start + stride, ...`` along an axis were read by the taps r with
-``(start + padding - r*dilation) % stride == 0``, which are evenly spaced, and by outputs that move on with the pixel,
-and back with the tap. So a phase is a walk of stride 1 with negative dilation (`fastconv.cuda.gather`), its terms the
-filters at its taps and its columns the channels. With stride 1 there is one phase; pixels that no tap reaches get
-zero, or the bias of a transposed convolution.
+A phase (`fastconv.cuda.phases`) is a walk of stride 1 with negative dilation (`fastconv.cuda.gather`), its terms the
+filters at its taps and its columns the channels.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from itertools import product
 
 from fastconv.algorithms import Params
 from fastconv.cuda.arrays import DeviceArray
@@ -21,56 +16,13 @@ from fastconv.cuda.gemm import DEPTH, Tile
 from fastconv.cuda.geometry import Epilogue
 from fastconv.cuda.kernel import MOST_BLOCKS, Launch
 from fastconv.cuda.pack import FilterPacker
+from fastconv.cuda.phases import Axis, phases, too_many
 from fastconv.cuda.product_cost import product_ns
 from fastconv.cuda.tiled import TILES, compiled
 from fastconv.cuda.walk import WalkGeometry
 from fastconv.problem import ConvProblem
-from fastconv.sizes import Pair
 
 NARROW = (64, 32)  # of few channels, as those of a photograph
-_MOST_PHASES = 64
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One phase along one axis.
-
-    Attributes
-    ----------
-    start, step, pixels : int
-        Its first pixel of the input, from one to the next, and how many there are.
-    taps : range
-        Kernel elements that reached them.
-    output, spacing : int
-        Pixel i was read with the j-th of the taps by output ``i + output - j*spacing``, if there is one.
-    """
-
-    start: int
-    step: int
-    pixels: int
-    taps: range
-    output: int
-    spacing: int
-
-
-def split_axis(size: int, kernel: int, stride: int, padding: Pair, dilation: int) -> list[Axis]:
-    """The phases of one axis."""
-    common = math.gcd(dilation, stride)
-    found = []
-    for start in range(min(stride, size)):
-        ahead = start + padding[0]
-        reaching = (r for r in range(min(kernel, stride // common)) if (ahead - r * dilation) % stride == 0)
-        first = next(reaching, kernel)
-        taps, pixels = range(first, kernel, stride // common), -(-(size - start) // stride)
-        found.append(Axis(start, stride, pixels, taps, (ahead - first * dilation) // stride, dilation // common))
-    return found
-
-
-def phases(problem: ConvProblem) -> list[tuple[Axis, Axis]]:
-    """Each phase of the rows with each of the columns."""
-    sizes = (problem.in_size, problem.kernel_size, problem.stride, problem.padding, problem.dilation)
-    rows, columns = (split_axis(*axis) for axis in zip(*sizes, strict=True))
-    return list(product(rows, columns))
 
 
 def unsupported(problem: ConvProblem) -> str | None:
@@ -81,8 +33,8 @@ def unsupported(problem: ConvProblem) -> str | None:
         return "its indices have 32 bits, and an array has 2**30 elements or more"
     if problem.groups > MOST_BLOCKS or FilterPacker(problem, TILES[0][1], transposed=True).size >= 1 << 30:
         return "it has too many groups, or weights that fill too much with whole tiles"
-    if math.prod(map(min, problem.stride, problem.in_size)) > _MOST_PHASES:
-        return f"its stride has more than {_MOST_PHASES} phases, each of which is a launch"
+    if too_many(problem):
+        return too_many(problem)
     if max(len(axis.taps) for phase in phases(problem) for axis in phase) > MOST_TAPS:
         return f"a phase of its kernel has more than {MOST_TAPS} rows or columns"
     return None

@@ -12,14 +12,13 @@ import math
 from functools import cache
 
 from fastconv.algorithms import Params
-from fastconv.cuda.arrays import DeviceArray
-from fastconv.cuda.conv_kernel import Strides, WeightKernel, check_reach
+from fastconv.cuda.conv_kernel import Strides, check_reach
 from fastconv.cuda.gemm import DEPTH, PAD, STAGES, Tile, multiplication, place_of
 from fastconv.cuda.kernel import MOST_BLOCKS, Kernel, Launch
 from fastconv.cuda.product_cost import LAUNCH_NS, PROCESSORS, blocks_at_once, product_ns
 from fastconv.cuda.ptx import commit, wait
 from fastconv.cuda.store_tile import storing
-from fastconv.cuda.sum_splits import SplitSum
+from fastconv.cuda.sum_splits import SplitWeightKernel
 from fastconv.cuda.toolkit import cuda, device, float32, int32, numbers, pointer
 from fastconv.cuda.weight_slices import COLUMN_FIELDS, PIXEL_FIELDS, Copies, WeightGeometry, own_columns, slicing
 from fastconv.problem import ConvProblem
@@ -166,25 +165,14 @@ def compiled(tile: Tile, copies: Copies) -> Kernel:
     return Kernel(tiled_weight, kinds, variant, threads=tile.threads, blocks=blocks_at_once(tile))
 
 
-class TiledWeight(WeightKernel):
-    """Gradient of the weights by implicit GEMM; `launch` gets the strides of x, gradient and the sums of a split."""
+class TiledWeight(SplitWeightKernel):
+    """Gradient of the weights by implicit GEMM."""
 
     vector_arrays = slice(2)
 
     def __init__(self, problem: ConvProblem, params: Params) -> None:
-        super().__init__(problem)
-        self.tile, self.splits = _tile(params), params["splits"]
-        self._sum = SplitSum(problem, self.splits) if self.splits > 1 else None
-        self.workspace_bytes = self._sum.workspace_bytes if self._sum else 0
-
-    def run(self, x: DeviceArray, grad_output: DeviceArray, out: DeviceArray) -> None:
-        """Compute `out` (K, C/groups, R, S) from x (N, C, H, W) and the gradient of the output (N, K, Ho, Wo)."""
-        if self._sum is None:
-            self.start((x, grad_output, out))
-        else:
-            partial = self._sum.scratch(x)
-            self.start((x, grad_output, partial))
-            self._sum.start((partial, out))
+        super().__init__(problem, params["splits"])
+        self.tile = _tile(params)
 
     def launch(self, *strides: Strides) -> Launch:
         x, grad, _ = strides

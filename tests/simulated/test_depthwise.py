@@ -10,12 +10,13 @@ from support import FORMATS, as_format, assert_close, guarded, make_arrays, pois
 from fastconv import algorithms
 from fastconv.descriptor import parse
 from fastconv.reference import convolve
-from fastconv.reference_backward import conv_input
+from fastconv.reference_backward import conv_input, conv_weight
 
 TEXTS = [
     "n1c4h3w5k4r3s3p1g4_{}_bias_relu", "n2c8h5w7k8r3s3p1u2g8_{}", "n1c5h4w6k5r2s3p1d2.1g5_{}_bias_leakyrelu",
     "n1c4h5w6k8r3s3p0.1.2.3u2.1g4_{}_bias_relu6", "n1c12h3w3k12r5s5p2g12_{}_bias", "n1c4h2w3k4r2s2p5g4_{}_bias",
-    "n0c4h3w3k4r1s1g4_{}", "n1c1h4w5k4r3s3p1_{}_bias",
+    "n0c4h3w3k4r1s1g4_{}", "n1c1h4w5k4r3s3p1_{}_bias", "n1c4h7w8k4r3s3p2u3.2d2.3g4_{}_bias",
+    "n1c8h6w9k8r1s9p4u2.3g8_{}", "n2c4h5w9k4r2s7p0.1.3.2u1.2g4_{}_bias", "n1c3h5w5k6r1s1u2g3_{}",
 ]  # fmt: skip
 
 
@@ -45,6 +46,19 @@ def test_backward_input(text: str, form: str, strip: int) -> None:
     given = as_format(grad, problem.memory_format)
     make(problem, "depthwise", {"strip": strip}).convolve(on_gpu(guarded(given)), sent(weight), None, on_gpu(out.array))
     assert_close(out.array, conv_input(problem, grad, weight), problem)
+    out.check()
+
+
+@pytest.mark.parametrize(("form", "strip", "splits"), [("nchw", 2, 1), ("nhwc", 4, 3)])
+@pytest.mark.parametrize("text", TEXTS)
+def test_backward_weight(text: str, form: str, strip: int, splits: int) -> None:
+    problem = parse(text.format(form)).without_epilogue("backward_weight")
+    x, _, _ = make_arrays(problem)
+    grad = np.random.default_rng(1).standard_normal(problem.out_shape).astype(problem.dtype)
+    out = poisoned(problem.weight_shape, problem.dtype, "contiguous")
+    arrays = (sent(as_format(a, problem.memory_format)) for a in (x, grad))
+    make(problem, "depthwise", {"strip": strip, "splits": splits}).run(*arrays, on_gpu(out.array))
+    assert_close(out.array, conv_weight(problem, x, grad), problem)
     out.check()
 
 

@@ -11,7 +11,7 @@ import pytest
 from simulator import make, on_gpu, sent
 from support import as_format, assert_close, make_arrays, poisoned, spread, tolerance
 
-from fastconv.cuda import tiled_input, tiled_weight
+from fastconv.cuda import phases, tiled_input, tiled_weight
 from fastconv.cuda.conv_kernel import check_reach
 from fastconv.descriptor import parse
 from fastconv.problem import ConvProblem
@@ -33,7 +33,7 @@ def test_every_pixel_and_tap_is_in_one_phase(kernel: int, stride: int, dilation:
     size = 5
     found = [
         (axis.start + i * axis.step, tap, axis.output + i - j * axis.spacing)
-        for axis in tiled_input.split_axis(size, kernel, stride, (padding, 0), dilation)
+        for axis in phases.split_axis(size, kernel, stride, (padding, 0), dilation)
         for i in range(axis.pixels)
         for j, tap in enumerate(axis.taps)
     ]
