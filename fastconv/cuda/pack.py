@@ -83,6 +83,8 @@ class FilterPacker:
         self._launches: dict[tuple[int, ...], Launch] = {}  # by the weights' strides
 
     def __call__(self, weight: DeviceArray) -> DeviceArray:
+        if not self.size:
+            return weight  # no taps: nobody reads it
         packed = scratch(self.size, weight)
         self._launch(weight.strides)((weight, packed), weight.stream)
         return packed

@@ -27,21 +27,32 @@ def width_of(problem: ConvProblem) -> int:
 
 def padded_channels(problem: ConvProblem) -> int:
     """Channels of a group, filled up to whole units."""
+    return whole_units(problem, problem.weight_shape[1])
+
+
+def whole_units(problem: ConvProblem, channels: int) -> int:
+    """A number of channels, filled up to whole units."""
     width = width_of(problem)
-    return -(-problem.weight_shape[1] // width) * width
+    return -(-channels // width) * width
 
 
 class FilterGeometry(NamedTuple):
-    """Sizes of weights and of their packed matrix, channels of a block of terms, and strides in elements."""
+    """Sizes of weights and of their packed matrix, channels of a block of terms, and strides in elements.
+
+    Transposed, filters are the channels of x and channels its filters. `first` is the element of the first tap, `w_row`
+    and `w_column` go on to the next one.
+    """
 
     groups: int
     filters: int
     channels: int
-    kernel_h: int
-    kernel_w: int
+    taps_h: int
+    taps_w: int
     padded_filters: int
     block: int
     terms: int
+    first: int
+    w_group: int
     w_filter: int
     w_channel: int
     w_row: int
@@ -78,12 +89,12 @@ def _pack_filters(dtype: str) -> Kernel:
         while index < g.groups * g.padded_filters * g.terms:
             term, rest = index % g.terms, index // g.terms
             k, group = rest % g.padded_filters, rest // g.padded_filters
-            tap, block = term // g.block % (g.kernel_h * g.kernel_w), term // g.block // (g.kernel_h * g.kernel_w)
-            r, s, c = tap // g.kernel_w, tap % g.kernel_w, block * g.block + term % g.block
+            tap, block = term // g.block % (g.taps_h * g.taps_w), term // g.block // (g.taps_h * g.taps_w)
+            r, s, c = tap // g.taps_w, tap % g.taps_w, block * g.block + term % g.block
             value = stored(0)
             if k < g.filters and c < g.channels:
-                at = (group * g.filters + k) * g.w_filter + c * g.w_channel + r * g.w_row + s * g.w_column
-                value = rounded(weight[at])
+                at = g.first + group * g.w_group + k * g.w_filter + c * g.w_channel
+                value = rounded(weight[at + r * g.w_row + s * g.w_column])
             out[index] = value
             index += step
 
@@ -126,53 +137,88 @@ class FilterUnits:
     problem : ConvProblem
     block : int
         Filters are filled up to a multiple of it with zeros, channels to whole units, terms to whole slices.
+    taps : (range, range), optional
+        Rows and columns of the kernel, all if not given.
+    transposed : bool, default False
+        Exchange filters and channels of a group, as gradients of the input read them.
     """
 
-    def __init__(self, problem: ConvProblem, block: int) -> None:
-        self.problem = problem
-        width, taps = width_of(problem), math.prod(problem.kernel_size)
-        self.slices = -(-taps * padded_channels(problem) // (width * UNITS))
-        self.terms = self.slices * width * UNITS
-        self.filters = -(-(problem.out_channels // problem.groups) // block) * block
+    def __init__(
+        self, problem: ConvProblem, block: int, taps: tuple[range, range] | None = None, transposed: bool = False
+    ) -> None:
+        self.problem, self.transposed = problem, transposed
+        self.taps = taps or (range(problem.kernel_size[0]), range(problem.kernel_size[1]))
+        sizes = (problem.out_channels // problem.groups, problem.weight_shape[1])
+        self._filters, self._channels = reversed(sizes) if transposed else sizes
+        slice_terms, padded = width_of(problem) * UNITS, whole_units(problem, self._channels)
+        self.slices = -(-len(self.taps[0]) * len(self.taps[1]) * padded // slice_terms)
+        self.terms = self.slices * slice_terms
+        self.filters = -(-self._filters // block) * block
         self.size = problem.groups * self.filters * self.terms
         self._launches: dict[tuple[int, ...], Launch] = {}  # by the weights' strides
 
     def __call__(self, weight: DeviceArray) -> DeviceArray:
+        if not self.size:
+            return weight  # no taps: nobody reads it
         packed = scratch(self.size, weight)
         launch = self._launches.get(weight.strides)
         if launch is None:
-            p = self.problem
-            block = block_units(padded_channels(p) // width_of(p)) * width_of(p)
-            sizes = (p.groups, p.out_channels // p.groups, *p.weight_shape[1:], self.filters, block)
-            values = (FilterGeometry(*sizes, self.terms, *weight.strides),)
-            launch = self._launches[weight.strides] = Launch(_pack_filters(p.dtype), _blocks(self.size), values)
+            geometry = self._geometry(weight.strides)
+            kernel = _pack_filters(self.problem.dtype)
+            launch = self._launches[weight.strides] = Launch(kernel, _blocks(self.size), (geometry,))
         launch((weight, packed), weight.stream)
         return packed
 
+    def _geometry(self, strides: tuple[int, ...]) -> FilterGeometry:
+        p, (rows, columns), (w_filter, w_channel, w_row, w_column) = self.problem, self.taps, strides
+        width = width_of(p)
+        block = block_units(whole_units(p, self._channels) // width) * width
+        steps = (w_channel, w_filter) if self.transposed else (w_filter, w_channel)
+        return FilterGeometry(
+            p.groups, self._filters, self._channels, len(rows), len(columns), self.filters, block, self.terms,
+            rows.start * w_row + columns.start * w_column, p.out_channels // p.groups * w_filter, *steps,
+            rows.step * w_row, columns.step * w_column,
+        )  # fmt: skip
+
 
 class ImageUnits:
-    """Copies images to channels-last ones whose groups have whole units of channels."""
+    """Copies images to channels-last ones whose groups have whole units of channels.
 
-    def __init__(self, problem: ConvProblem) -> None:
+    Parameters
+    ----------
+    problem : ConvProblem
+    shape : tuple of int, optional
+        Of the images, that of x if not given.
+    """
+
+    def __init__(self, problem: ConvProblem, shape: tuple[int, ...] | None = None) -> None:
         self.problem = problem
-        self.channels = problem.groups * padded_channels(problem)
-        self.size = problem.batch * math.prod(problem.in_size) * self.channels
-        self.shape = (problem.batch, self.channels, *problem.in_size)
+        batch, channels, *size = shape or problem.in_shape
+        self._group_channels = channels // problem.groups
+        self.padded_channels = whole_units(problem, self._group_channels)
+        self.channels = problem.groups * self.padded_channels
+        self.shape = (batch, self.channels, *size)
+        self.size = math.prod(self.shape)
         self._launches: dict[tuple[int, ...], Launch] = {}  # by the image's strides
+
+    @property
+    def expected(self) -> bool:
+        """Whether kernels cannot read arrays of the problem's memory format."""
+        return self.problem.memory_format != "channels_last" or self.padded_channels != self._group_channels
 
     def needed(self, x: DeviceArray) -> bool:
         """Whether kernels cannot read `x` as it lies."""
         width = width_of(self.problem)
         steps = (x.strides[0], x.strides[2], x.strides[3])
         fits = x.strides[1] == 1 and all(step % width == 0 for step in steps) and x.pointer % 16 == 0
-        return not fits or padded_channels(self.problem) != self.problem.weight_shape[1]
+        return not fits or self.padded_channels != self._group_channels
 
     def __call__(self, x: DeviceArray) -> DeviceArray:
         copy = replace(scratch(self.size, x), shape=self.shape, strides=dense_strides(self.shape, "channels_last"))
         launch = self._launches.get(x.strides)
         if launch is None:
-            p = self.problem
-            sizes = (p.batch, *p.in_size, p.groups, p.weight_shape[1], padded_channels(p))
+            p, (batch, _, height, width) = self.problem, self.shape
+            sizes = (batch, height, width, p.groups, self._group_channels, self.padded_channels)
             values = (ImageGeometry(*sizes, *x.strides),)
             launch = self._launches[x.strides] = Launch(_fill_up(p.dtype), _blocks(self.size), values)
         launch((x, copy), x.stream)
