@@ -14,7 +14,7 @@ if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1":
 if missing():
     pytest.skip(missing(), allow_module_level=True)
 
-from fastconv.cuda import sum_splits, tiled, tiled_input, tiled_weight
+from fastconv.cuda import input_phases, sum_splits, tiled, tiled_weight
 from fastconv.cuda.gemm import PAD, Tile
 from fastconv.cuda.product_cost import blocks_at_once
 from fastconv.cuda.weight_slices import Copies
@@ -45,7 +45,7 @@ def test_weight_gradients_multiply_most_of_the_time(
 
 
 def test_input_gradients_of_few_channels_have_a_narrow_tile() -> None:
-    tile = Tile(*tiled_input.NARROW)
+    tile = Tile(*input_phases.NARROW)
     code = tiled.compiled(tile, True).cubin((8, 0))
     loop, used = main_loop(disassemble(code), "FFMA"), registers(code)
     assert loop.hits == 512 and loop.instructions <= 760

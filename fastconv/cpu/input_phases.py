@@ -1,17 +1,8 @@
-"""Gradient of the input by the forward kernels: one stride-1 convolution for each phase of the stride.
-
-The pixels ``phase, phase + stride, ...`` along an axis were read by the taps r with
-``(phase + padding - r*dilation) % stride == 0``, which are evenly spaced, and by outputs that move on with
-the pixel. So the gradient at the pixels of one phase is the convolution of the output's gradient with the
-taps of that phase, in reverse order and with the roles of the channels exchanged. With stride 1 there is one
-phase; pixels of a phase that has no taps get zero.
-"""
+"""Gradient of the input by the forward kernels: one stride-1 convolution for each phase (`fastconv.phases`)."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from itertools import product
 from types import ModuleType
 
 import numpy as np
@@ -20,90 +11,11 @@ from fastconv.cpu import depthwise, im2col, tiled
 from fastconv.cpu.kernel import ConvKernel, Params
 from fastconv.cpu.pack import ChannelPacker, FilterPacker, Packed, Packer, RowPacker
 from fastconv.cpu.pack_input import InputPacker
+from fastconv.phases import Phase, phases
 from fastconv.problem import ConvProblem
-from fastconv.sizes import Pair
 
 _PACK_NS = 0.5  # for each weight
 _FILL_NS = 1.3  # for each pixel of a channel that no tap reaches
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One phase along one axis.
-
-    Attributes
-    ----------
-    start, step : int
-        Its first pixel of the input, and from one to the next.
-    taps : tuple of int
-        Kernel elements in the order of the convolution.
-    outputs : (int, int)
-        The outputs that it reads, first and one past the last.
-    padding : (int, int)
-    dilation : int
-    """
-
-    start: int
-    step: int
-    taps: tuple[int, ...]
-    outputs: Pair
-    padding: Pair
-    dilation: int
-
-
-def split_axis(size: int, out: int, kernel: int, stride: int, padding: Pair, dilation: int) -> list[Axis]:
-    """The phases of one axis."""
-    found = []
-    for start in range(min(stride, size)):
-        pixels = -(-(size - start) // stride)
-        taps = [r for r in reversed(range(kernel)) if (start + padding[0] - r * dilation) % stride == 0]
-        # Pixel i of the phase was read with the j-th of these taps by output i + first + j*spacing.
-        spacing = dilation // math.gcd(dilation, stride)
-        first = (start + padding[0] - taps[0] * dilation) // stride if taps else 0
-        last = first + spacing * (len(taps) - 1) + pixels - 1
-        inside = max(0, first), min(out, last + 1)
-        if not taps or inside[0] >= inside[1]:
-            found.append(Axis(start, stride, (), (0, 0), (0, 0), 1))
-            continue
-        pads = max(0, -first), max(0, last + 1 - out)
-        found.append(Axis(start, stride, tuple(taps), inside, pads, spacing))
-    return found
-
-
-@dataclass(frozen=True)
-class Phase:
-    """The pixels of one phase of the rows and one of the columns; `problem` is None if no tap reaches them."""
-
-    rows: Axis
-    columns: Axis
-    problem: ConvProblem | None
-
-    def of_input(self, array: np.ndarray) -> np.ndarray:
-        """Its pixels of an array (N, C, H, W)."""
-        return array[:, :, self.rows.start :: self.rows.step, self.columns.start :: self.columns.step]
-
-    def of_output(self, array: np.ndarray) -> np.ndarray:
-        """The part of an array (N, K, Ho, Wo) that its convolution reads."""
-        return array[:, :, slice(*self.rows.outputs), slice(*self.columns.outputs)]
-
-
-def phases(problem: ConvProblem) -> list[Phase]:
-    """The phases of the gradient of the input, each with its forward convolution; that of the most taps first."""
-    sizes = (problem.in_size, problem.conv_size, problem.kernel_size)
-    axes = [split_axis(*a) for a in zip(*sizes, problem.stride, problem.padding, problem.dilation, strict=True)]
-    found = [Phase(rows, columns, _forward(problem, rows, columns)) for rows, columns in product(*axes)]
-    return sorted(found, key=lambda phase: -phase.problem.flops if phase.problem else 0)
-
-
-def _forward(problem: ConvProblem, rows: Axis, columns: Axis) -> ConvProblem | None:
-    if not rows.taps or not columns.taps:
-        return None
-    return replace(
-        problem, direction="forward", in_channels=problem.out_channels, out_channels=problem.in_channels,
-        in_size=(rows.outputs[1] - rows.outputs[0], columns.outputs[1] - columns.outputs[0]),
-        kernel_size=(len(rows.taps), len(columns.taps)), stride=(1, 1), padding=(rows.padding, columns.padding),
-        dilation=(rows.dilation, columns.dilation),
-    )  # fmt: skip
 
 
 class ByPhases:
@@ -188,11 +100,13 @@ class InputPhases:
     def convolve(self, grad_output: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
         """Compute `out` (N, C, H, W) from the gradient of the output (N, K, Ho, Wo)."""
         for phase, kernel in self.kernels:
-            pixels = phase.of_input(out)
+            rows, columns = phase.rows, phase.columns
+            pixels = out[:, :, rows.start :: rows.step, columns.start :: columns.step]
             if kernel is None:
                 pixels[...] = 0 if bias is None else bias[:, None, None]
             else:
-                kernel.convolve(phase.of_output(grad_output), weight, bias, pixels)
+                read = grad_output[:, :, slice(*rows.outputs), slice(*columns.outputs)]
+                kernel.convolve(read, weight, bias, pixels)
 
 
 by_tiled, by_im2col, by_depthwise = ByPhases(tiled), ByPhases(im2col), ByPhases(depthwise)

@@ -15,9 +15,10 @@ from typing import NamedTuple
 from fastconv.algorithms import Params
 from fastconv.cuda.conv_kernel import Strides, check_reach
 from fastconv.cuda.depthwise import unsupported
+from fastconv.cuda.elements import divided
 from fastconv.cuda.kernel import Kernel, Launch
 from fastconv.cuda.product_cost import PROCESSORS
-from fastconv.cuda.strips import ONE, VECTOR, Access, Strip, StripGeometry, aligned, divided, forward, loading
+from fastconv.cuda.strips import ONE, VECTOR, Access, Strip, StripGeometry, aligned, forward, loading
 from fastconv.cuda.sum_splits import SplitWeightKernel
 from fastconv.cuda.toolkit import cuda, device, float32, int32, numbers, pointer, uint32
 from fastconv.problem import ConvProblem

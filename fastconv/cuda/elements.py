@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastconv.cuda.toolkit import device
+from fastconv.cuda.toolkit import device, int32, uint32
 
 
 @device
@@ -25,6 +25,12 @@ def activated4(values, epilogue):
         t0, t1 = activated(t0, epilogue), activated(t1, epilogue)
         t2, t3 = activated(t2, epilogue), activated(t3, epilogue)
     return t0, t1, t2, t3
+
+
+@device
+def divided(value, by):
+    """Quotient and remainder of numbers that are not negative; 32 bits without a sign are what a GPU divides fast."""
+    return int32(uint32(value) // uint32(by)), int32(uint32(value) % uint32(by))
 
 
 @device

@@ -1,64 +1,167 @@
-"""Gradient of the input in float32, or a transposed convolution, by kernels that walk along strips of pixels.
+"""Gradient of the input by the forward kernels: one stride-1 convolution for each phase (`fastconv.phases`).
 
-Each phase of the stride is a convolution of the output's gradient with stride 1 and the taps in reverse: the forward
-kernel of depthwise filters, or that of small groups, along other walks (`fastconv.cuda.strips`).
+The kernels are those of a forward convolution, only weights are packed in another order. They read and write parts of
+the arrays of all phases; the bias is that of a transposed convolution.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 from fastconv.algorithms import Params
-from fastconv.cuda import depthwise, grouped
+from fastconv.cuda import mma, tiled, wgmma
 from fastconv.cuda.arrays import DeviceArray
-from fastconv.cuda.conv_kernel import ConvKernel
-from fastconv.cuda.phases import too_many
-from fastconv.cuda.strips import backward
+from fastconv.cuda.pack_units import ImageUnits
+from fastconv.phases import Phase, phases
 from fastconv.problem import ConvProblem
+from fastconv.sizes import Pair
 
-_PACK_NS = 2_000.0
+NARROW = (64, 32)  # pixels and channels of a tile for few channels, as those of a photograph
+_MOST_PHASES = 64
 
 
-class PhasedInput:
-    """Gradient of the input, or a transposed convolution: its phases one after the other, on weights packed once."""
+def convolution(problem: ConvProblem, phase: Phase) -> ConvProblem:
+    """The forward problem of a phase; where no tap reaches it, one of which nothing is multiplied."""
+    if phase.problem:
+        return phase.problem
+    return replace(
+        problem, direction="forward", in_channels=problem.out_channels, out_channels=problem.in_channels,
+        in_size=(1, 1), kernel_size=(1, 1), stride=(1, 1), dilation=(1, 1),
+        padding=((0, phase.rows.pixels - 1), (0, phase.columns.pixels - 1)),
+    )  # fmt: skip
 
-    layout_copies = "none"
 
-    def __init__(self, problem: ConvProblem, kernels: Sequence[ConvKernel]) -> None:
-        self.problem, self.kernels = problem, kernels
-        self.workspace_bytes = kernels[0].workspace_bytes
+def pixels(x: DeviceArray, phase: Phase) -> DeviceArray:
+    """Those of a phase, of an array like the input."""
+    rows, columns = phase.rows, phase.columns
+    strides = x.strides[0], x.strides[1], rows.step * x.strides[2], columns.step * x.strides[3]
+    return _part(x, (rows.start, columns.start), (rows.pixels, columns.pixels), strides)
+
+
+def outputs(grad: DeviceArray, phase: Phase) -> DeviceArray:
+    """What a phase reads of an array like the output."""
+    (top, bottom), (left, right) = phase.rows.outputs, phase.columns.outputs
+    return _part(grad, (top, left), (bottom - top, right - left), grad.strides)
+
+
+def _part(array: DeviceArray, first: Pair, size: Pair, strides: tuple[int, ...]) -> DeviceArray:
+    start = array.pointer + array.itemsize * (first[0] * array.strides[2] + first[1] * array.strides[3])
+    return replace(array, pointer=start, shape=(*array.shape[:2], *size), strides=strides)
+
+
+def too_many(problem: ConvProblem) -> str | None:
+    """Why the phases of a problem are too many, or None if they are not."""
+    found = math.prod(map(min, problem.stride, problem.in_size))
+    return (
+        f"its stride has more than {_MOST_PHASES} phases, each of which is a launch" if found > _MOST_PHASES else None
+    )
+
+
+class ByPhases:
+    """A registered algorithm (see `fastconv.algorithms`) made of a forward one.
+
+    Parameters
+    ----------
+    forward : module
+    units : bool, default False
+        Whether it reads images by units of 16 bytes: one copy of the gradient serves all phases.
+
+    Attributes
+    ----------
+    CAPABILITY : (int, int) or None
+        That of the forward one.
+    """
+
+    def __init__(self, forward: ModuleType, units: bool = False) -> None:
+        self.forward, self.units = forward, units
+        self.CAPABILITY: Pair | None = getattr(forward, "CAPABILITY", None)
+
+    def unsupported(self, problem: ConvProblem) -> str | None:
+        """Why it cannot compute `problem`, or None if it can."""
+        if max(math.prod(shape) for shape in (problem.in_shape, problem.weight_shape, problem.out_shape)) >= 1 << 30:
+            return "its indices have 32 bits, and an array has 2**30 elements or more"
+        if reason := too_many(problem):
+            return reason
+        if self.units and self._images(problem).size >= 1 << 30:
+            return "a copy of its gradient with whole units has 2**30 elements or more"
+        reasons = (self.forward.unsupported(convolution(problem, phase)) for phase in phases(problem))
+        return next((reason for reason in reasons if reason), None)
+
+    def space(self, problem: ConvProblem) -> list[Params]:
+        """Those of a phase's convolution, whose filters are the channels of the input."""
+        return self.forward.space(convolution(problem, phases(problem)[0]))
+
+    def cost(self, problem: ConvProblem, params: Params) -> float:
+        """Predicted time in nanoseconds on a large GPU, of one phase after the other."""
+        copied = mma.copy_ns(self._images(problem)) if self.units else 0.0
+        return copied + sum(self.forward.cost(self._copied(problem, phase), params) for phase in phases(problem))
+
+    def make(self, problem: ConvProblem, params: Params, threads: int) -> InputPhases:
+        """The kernel of a problem; `threads` are of the CPU and change nothing."""
+        kernels = []
+        for phase in phases(problem):
+            kernel = self.forward.make(self._copied(problem, phase), params, threads)
+            taps = phase.rows.taps, phase.columns.taps
+            kernel.packer = kernel.packer.of_phase(problem, taps)
+            kernels.append((phase, kernel))
+        return InputPhases(problem, kernels, self._images(problem) if self.units else None)
+
+    def _images(self, problem: ConvProblem) -> ImageUnits:
+        """What copies the gradient."""
+        return ImageUnits(problem, problem.out_shape)
+
+    def _copied(self, problem: ConvProblem, phase: Phase) -> ConvProblem:
+        """A phase's convolution of the gradient as its kernel reads it."""
+        found = convolution(problem, phase)
+        if not self.units:
+            return found
+        return replace(found, memory_format="channels_last", in_channels=self._images(problem).channels)
+
+
+class _ByTiled(ByPhases):
+    def space(self, problem: ConvProblem) -> list[Params]:
+        """Tiles that a group's channels fill at least half, or the narrow one."""
+        found = [params for params in super().space(problem) if params["filters"] < 2 * problem.weight_shape[1]]
+        return found or [dict(zip(("pixels", "filters"), NARROW, strict=True))]
+
+
+class InputPhases:
+    """Gradient of the input, or a transposed convolution: its phases one after the other.
+
+    Parameters
+    ----------
+    problem : ConvProblem
+    kernels : list of (Phase, ConvKernel)
+    images : ImageUnits, optional
+        What copies a gradient that the kernels cannot read.
+    """
+
+    def __init__(self, problem: ConvProblem, kernels: list[tuple[Phase, Any]], images: ImageUnits | None) -> None:
+        self.problem, self.kernels, self.images = problem, kernels, images
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Scratch memory of one run."""
+        copied = self.images.size if self.images and self.images.expected else 0
+        return self.problem.itemsize * (copied + sum(kernel.packer.size for _, kernel in self.kernels))
+
+    @property
+    def layout_copies(self) -> str:
+        """Which arrays a run copies to another layout."""
+        copies = self.images is not None and self.images.expected
+        return "gradient to channels-last with whole units of 16 bytes" if copies else "none"
 
     def convolve(
         self, grad_output: DeviceArray, weight: DeviceArray, bias: DeviceArray | None, out: DeviceArray
     ) -> None:
         """Compute `out` (N, C, H, W) from the gradient of the output (N, K, Ho, Wo) and weights as they are."""
-        packed = self.kernels[0].pack(weight, bias)
-        for kernel in self.kernels:
-            kernel.run(grad_output, packed, out)
+        copies = self.images is not None and self.images.needed(grad_output)
+        grad = self.images(grad_output) if self.images and copies else grad_output
+        for phase, kernel in self.kernels:
+            kernel.convolve(outputs(grad, phase), weight, bias, pixels(out, phase))
 
 
-class ByPhases:
-    """What `fastconv.algorithms` asks of a module, by a module that has a kernel along walks."""
-
-    def __init__(self, forward: Any) -> None:
-        self.forward = forward
-
-    def unsupported(self, problem: ConvProblem) -> str | None:
-        """Why this algorithm cannot compute `problem`, or None if it can."""
-        return self.forward.unsupported(problem) or too_many(problem)
-
-    def space(self, problem: ConvProblem) -> list[Params]:
-        """Pixels of a thread."""
-        return self.forward.space(problem)
-
-    def cost(self, problem: ConvProblem, params: Params) -> float:
-        """Predicted time in nanoseconds on a large GPU, of one phase after the other."""
-        return _PACK_NS + sum(self.forward.walk_ns(problem, params, walks) for walks in backward(problem))
-
-    def make(self, problem: ConvProblem, params: Params, threads: int) -> PhasedInput:
-        """The kernels of a problem; `threads` are of the CPU and change nothing."""
-        return PhasedInput(problem, [self.forward.walking(problem, params, walks) for walks in backward(problem)])
-
-
-by_depthwise, by_grouped = ByPhases(depthwise), ByPhases(grouped)
+by_tiled, by_mma, by_wgmma = _ByTiled(tiled), ByPhases(mma, units=True), ByPhases(wgmma, units=True)

@@ -48,7 +48,7 @@ def unsupported(problem: ConvProblem) -> str | None:
         >= 1 << 30
     ):
         return "its indices have 32 bits, and an array has 2**30 elements or more"
-    if problem.groups > MOST_BLOCKS or FilterUnits(problem, *_LARGEST).size >= 1 << 30:
+    if problem.groups > MOST_BLOCKS or FilterUnits(problem, _LARGEST[0], units=_LARGEST[1]).size >= 1 << 30:
         return "it has too many groups, or weights that fill too much with whole tiles"
     if max(problem.kernel_size) > MOST_TAPS:
         return f"its kernel has more than {MOST_TAPS} rows or columns"
@@ -76,10 +76,13 @@ def product_ns(problem: ConvProblem, tile: Any, blocks: int, flop_ns: float) -> 
     tiles = -(-pixels // tile.rows) * -(-filters // tile.columns) * problem.groups
     at_once = _PROCESSORS * blocks
     shared = 1 + 32 / tile.rows + 32 / tile.columns  # copies that fewer sums share
-    work = tile.rows * tile.columns * 2 * FilterUnits(problem, tile.columns, tile.units).terms * shared
-    copies = problem.memory_format != "channels_last" or padded_channels(problem) != problem.weight_shape[1]
-    copied = ImageUnits(problem).size * problem.itemsize * _COPY_NS + _LAUNCH_NS if copies else 0.0
-    return _LAUNCH_NS + copied + -(-tiles // at_once) * at_once * work * flop_ns
+    work = tile.rows * tile.columns * 2 * FilterUnits(problem, tile.columns, units=tile.units).terms * shared
+    return _LAUNCH_NS + copy_ns(ImageUnits(problem)) + -(-tiles // at_once) * at_once * work * flop_ns
+
+
+def copy_ns(images: ImageUnits) -> float:
+    """Nanoseconds of a copy of images, if one is needed."""
+    return images.size * images.problem.itemsize * _COPY_NS + _LAUNCH_NS if images.expected else 0.0
 
 
 def blocks_at_once(tile: MmaTile) -> int:
@@ -165,15 +168,15 @@ class Mma(ConvKernel):
     def __init__(self, problem: ConvProblem, params: Params) -> None:
         super().__init__(problem)
         self.tile = self.tile_of(params)
-        self.filters, self.images = FilterUnits(problem, self.tile.columns, self.tile.units), ImageUnits(problem)
-        copies = problem.memory_format != "channels_last" or padded_channels(problem) != problem.weight_shape[1]
+        self.packer, self.images = FilterUnits(problem, self.tile.columns, units=self.tile.units), ImageUnits(problem)
+        copies = self.images.expected
         self.layout_copies = "x to channels-last with whole units of 16 bytes" if copies else "none"
-        scratch = self.images.size * copies + self.filters.size * problem.raw
+        scratch = self.images.size * copies + self.packer.size * problem.raw
         self.workspace_bytes = problem.itemsize * scratch
 
     def pack(self, weight: DeviceArray, bias: DeviceArray | None) -> Packed:
         """Weights (K, C/groups, R, S) as (group, filter, r, s, c), filled up with zeros."""
-        return self.filters(weight), bias
+        return self.packer(weight), bias
 
     def run(self, x: DeviceArray, packed: Packed, out: DeviceArray) -> None:
         """Compute `out` from `x`, or from a copy of it that has units of 16 bytes."""
@@ -198,10 +201,10 @@ class Mma(ConvKernel):
         numbers: tuple[int, ...] = (
             pixels, p.groups, padded_channels(p) // width, p.out_channels // p.groups, *p.in_size, *p.conv_size,
             *p.kernel_size, *p.stride, top, left, *p.dilation, p.dilation[0] * row, p.dilation[1] * column, batch, 1,
-            row, column, 0, *out, self.filters.filters, self.filters.filters // tile.columns, self.filters.slices,
+            row, column, 0, *out, self.packer.filters, self.packer.filters // tile.columns, self.packer.slices,
             int(p.bias), int(vectors),
         )  # fmt: skip
-        grid = (-(-pixels // tile.rows) * (self.filters.filters // tile.columns), 1, p.groups)
+        grid = (-(-pixels // tile.rows) * (self.packer.filters // tile.columns), 1, p.groups)
         values = (WalkGeometry.of(*numbers), Epilogue.of(p.activation))
         return Launch(self.compiled(), grid, values, tile.shared_bytes(p.dtype))
 

@@ -6,6 +6,7 @@ from functools import cache
 from typing import NamedTuple
 
 from fastconv.cuda.arrays import DeviceArray, scratch
+from fastconv.cuda.elements import divided
 from fastconv.cuda.gemm import DEPTH
 from fastconv.cuda.kernel import Kernel, Launch
 from fastconv.cuda.toolkit import cuda, float32, int64, numbers, pointer
@@ -44,10 +45,10 @@ def _compiled() -> Kernel:
     def pack_filters(weight, out, g):
         index, step = cuda.grid(1), cuda.gridsize(1)
         while index < g.groups * g.padded_terms * g.padded_columns:
-            column, rest = index % g.padded_columns, index // g.padded_columns
-            term, group = rest % g.padded_terms, rest // g.padded_terms
-            inner, tap = term % g.inner, term // g.inner
-            r, s = tap // g.taps_w, tap % g.taps_w
+            rest, column = divided(index, g.padded_columns)
+            group, term = divided(rest, g.padded_terms)
+            tap, inner = divided(term, g.inner)
+            r, s = divided(tap, g.taps_w)
             value = float32(0)
             if column < g.columns and r < g.taps_h:
                 at = g.first + group * g.w_group + column * g.w_column
@@ -79,7 +80,7 @@ class FilterPacker:
         self, problem: ConvProblem, block: int, taps: tuple[range, range] | None = None, transposed: bool = False,
         abreast: bool = False,
     ) -> None:  # fmt: skip
-        self.problem, self.transposed, self.abreast = problem, transposed, abreast
+        self.problem, self.block, self.transposed, self.abreast = problem, block, transposed, abreast
         self.taps = taps or (range(problem.kernel_size[0]), range(problem.kernel_size[1]))
         sizes = (problem.weight_shape[1], problem.out_channels // problem.groups)
         self._inner, self._columns = reversed(sizes) if transposed else sizes
@@ -89,9 +90,15 @@ class FilterPacker:
         self._launches: dict[tuple[int, ...], Launch] = {}  # by the weights' strides
 
     def __call__(self, weight: DeviceArray) -> DeviceArray:
+        if not self.size:
+            return weight  # no taps: nobody reads it
         packed = scratch(self.size, weight)
         self._launch(weight.strides)((weight, packed), weight.stream)
         return packed
+
+    def of_phase(self, problem: ConvProblem, taps: tuple[range, range]) -> FilterPacker:
+        """The same for some taps of a gradient of the input."""
+        return FilterPacker(problem, self.block, taps, transposed=True)
 
     def _launch(self, strides: tuple[int, ...]) -> Launch:
         launch = self._launches.get(strides)

@@ -12,10 +12,10 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from fastconv.algorithms import Params
-from fastconv.cuda.elements import activated
-from fastconv.cuda.phases import Axis, phases
+from fastconv.cuda.elements import activated, divided
 from fastconv.cuda.ptx import load4, store4
 from fastconv.cuda.toolkit import device, float32, int32, uint32
+from fastconv.phases import Axis, phases
 from fastconv.problem import ConvProblem
 
 _MOST_SPAN = 7  # taps of a window
@@ -61,9 +61,9 @@ def forward(problem: ConvProblem) -> Walks:
 
 
 def _of_phase(axis: Axis, inputs: int) -> Walk:
-    """A phase walks back with its taps; so the last of them comes first."""
-    before = (len(axis.taps) - 1) * axis.spacing - axis.output
-    return Walk(inputs, axis.pixels, 1, before, axis.spacing, axis.taps[::-1], axis.start, axis.step)
+    """How a phase walks along all outputs of an axis."""
+    before = axis.padding[0] - axis.outputs[0]
+    return Walk(inputs, axis.pixels, 1, before, axis.dilation, axis.taps, axis.start, axis.step)
 
 
 def is_backward(problem: ConvProblem) -> bool:
@@ -74,7 +74,7 @@ def is_backward(problem: ConvProblem) -> bool:
 def backward(problem: ConvProblem) -> Iterator[Walks]:
     """How the phases of the input's gradient walk over the gradient of the output."""
     height, width = problem.conv_size
-    return ((_of_phase(rows, height), _of_phase(columns, width)) for rows, columns in phases(problem))
+    return ((_of_phase(phase.rows, height), _of_phase(phase.columns, width)) for phase in phases(problem))
 
 
 class StripGeometry(NamedTuple):
@@ -171,12 +171,6 @@ def choices(problem: ConvProblem, pixels: tuple[int, ...]) -> list[Params]:
 def aligned(*steps: int) -> bool:
     """Whether vectors of 4 elements may lie so far apart."""
     return all(step % 4 == 0 for step in steps)
-
-
-@device
-def divided(value, by):
-    """Quotient and remainder of numbers that are not negative; 32 bits without a sign are what a GPU divides fast."""
-    return int32(uint32(value) // uint32(by)), int32(uint32(value) % uint32(by))
 
 
 @device

@@ -33,7 +33,7 @@ def quotient(number, factor, shift):
 class WalkGeometry(NamedTuple):
     """How sums walk over images, in elements: pixel (i, j) and tap (r, s) read (i*stride_h - top + r*dilation_h, ...).
 
-    Dilations may be negative, as gradients of the input walk; `tap_row` and `tap_column` are a tap's steps in memory.
+    `tap_row` and `tap_column` are a tap's steps in memory.
     `pixels` counts those of all images; channels and filters are those of a group. Results go to ``out_first +
     n*out_batch + i*out_row + j*out_column + filter*out_channel``. A block of threads has one of `filter_tiles` tiles
     of filters, next to each other, for the same pixels. What follows `vectors` follows from the rest: `out_pitch` is

@@ -1,0 +1,91 @@
+"""The gradient of an input as convolutions of stride 1: one for each phase of the stride.
+
+The pixels ``phase, phase + stride, ...`` along an axis were read by the taps r with
+``(phase + padding - r*dilation) % stride == 0``, which are evenly spaced, and by outputs that move on with
+the pixel. So the gradient at the pixels of one phase is the convolution of the output's gradient with the
+taps of that phase, in reverse order and with the roles of the channels exchanged. With stride 1 there is one
+phase; pixels of a phase that has no taps get zero.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from itertools import product
+
+from fastconv.problem import ConvProblem
+from fastconv.sizes import Pair
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One phase along one axis.
+
+    Attributes
+    ----------
+    start, step, pixels : int
+        Its first pixel of the input, from one to the next, and how many there are.
+    taps : range
+        Kernel elements in the order of the convolution.
+    outputs : (int, int)
+        The outputs that it reads, first and one past the last.
+    padding : (int, int)
+    dilation : int
+    """
+
+    start: int
+    step: int
+    pixels: int
+    taps: range
+    outputs: Pair
+    padding: Pair
+    dilation: int
+
+
+def split_axis(size: int, out: int, kernel: int, stride: int, padding: Pair, dilation: int) -> list[Axis]:
+    """The phases of one axis."""
+    step = stride // math.gcd(dilation, stride)
+    spacing = dilation // math.gcd(dilation, stride)
+    found = []
+    for start in range(min(stride, size)):
+        pixels, ahead = -(-(size - start) // stride), start + padding[0]
+        reaching = (r for r in range(min(kernel, step)) if (ahead - r * dilation) % stride == 0)
+        taps = range(next(reaching, kernel), kernel, step)[::-1]
+        # Pixel i of the phase was read with the j-th of these taps by output i + first + j*spacing.
+        first = (ahead - taps[0] * dilation) // stride if taps else 0
+        last = first + spacing * (len(taps) - 1) + pixels - 1
+        inside = max(0, first), min(out, last + 1)
+        if not taps or inside[0] >= inside[1]:
+            found.append(Axis(start, stride, pixels, range(0), (0, 0), (0, 0), 1))
+            continue
+        pads = max(0, -first), max(0, last + 1 - out)
+        found.append(Axis(start, stride, pixels, taps, inside, pads, spacing))
+    return found
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The pixels of one phase of the rows and one of the columns; `problem` is None if no tap reaches them."""
+
+    rows: Axis
+    columns: Axis
+    problem: ConvProblem | None
+
+
+def phases(problem: ConvProblem) -> list[Phase]:
+    """The phases of the gradient of the input, each with its forward convolution; that of the most taps first."""
+    sizes = (problem.in_size, problem.conv_size, problem.kernel_size)
+    axes = [split_axis(*a) for a in zip(*sizes, problem.stride, problem.padding, problem.dilation, strict=True)]
+    found = [Phase(rows, columns, _forward(problem, rows, columns)) for rows, columns in product(*axes)]
+    return sorted(found, key=lambda phase: -phase.problem.flops if phase.problem else 0)
+
+
+def _forward(problem: ConvProblem, rows: Axis, columns: Axis) -> ConvProblem | None:
+    if not rows.taps or not columns.taps:
+        return None
+    return replace(
+        problem, direction="forward", in_channels=problem.out_channels, out_channels=problem.in_channels,
+        in_size=(rows.outputs[1] - rows.outputs[0], columns.outputs[1] - columns.outputs[0]),
+        kernel_size=(len(rows.taps), len(columns.taps)), stride=(1, 1), padding=(rows.padding, columns.padding),
+        dilation=(rows.dilation, columns.dilation),
+    )  # fmt: skip
