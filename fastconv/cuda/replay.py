@@ -32,18 +32,12 @@ class Recording(Library):
         Whose library makes new arrays.
     inputs : DeviceArray or None
         What the caller gave.
-
-    Attributes
-    ----------
-    inputs : list of DeviceArray or None
-        The same, owned by the recording: kernels must get these.
     """
 
     def __init__(self, like: Any, *inputs: MaybeArray) -> None:
         library = library_of(like)
         assert library is not None
-        self._library, self._like, self._given = library, like, inputs  # which stay alive until kernels were started
-        self.inputs = [array and replace(array, owner=self) for array in inputs]
+        self._library, self._like, self._inputs = library, like, inputs
         self._made: list[tuple[Any, Layout]] = []
         self._started: list[tuple[Start, list[int]]] = []
 
@@ -60,6 +54,10 @@ class Recording(Library):
 
     def written(self, x: Any) -> Any:
         return self._library.written(x)
+
+    def inputs(self) -> list[MaybeArray]:
+        """What kernels must get for the inputs: owned by the recording, which must not own them, or all live longer."""
+        return [array and replace(array, owner=self) for array in self._inputs]
 
     def started(self, start: Start, addresses: list[int]) -> None:
         """Remember a launch."""
@@ -83,7 +81,7 @@ class Recording(Library):
             None if an address is that of no array, or of two.
         """
         which = next((i for i, (made, _) in enumerate(self._made) if made is answer), None)
-        given = [array for array in self.inputs if array is not None] + ([out] if which is None else [])
+        given = [array for array in self._inputs if array is not None] + ([out] if which is None else [])
         sources = [array.pointer for array in given] + [self._library.address(made) for made, _ in self._made]
         fixed = [array.pointer for array in kept if array is not None] + [0]  # 0 stands for no array
         sources += fixed
@@ -110,16 +108,19 @@ class Replay:
         self._sizes = sizes
 
     def __call__(self, addresses: list[int], stream: int, like: Any, out: Any) -> Any:
-        """The result for arrays at these addresses, made as the array `like` is; None if `out` overlaps another."""
+        """The result for arrays at `addresses`, a list of the call's own; None if `out` overlaps another.
+
+        New arrays are made as the array `like` is.
+        """
         if self._answer is None and self._overlap(addresses):
             return None
-        library, made, places = self._library, [], [*addresses]
+        library, made = self._library, []
         for shape, strides, dtype in self._layouts:
             made.append(library.new(shape, strides, dtype, like))
-            places.append(library.address(made[-1]))
-        places += self._fixed
+            addresses.append(library.address(made[-1]))
+        addresses += self._fixed
         for start, chosen in self._starts:
-            start(chosen(places), stream)
+            start(chosen(addresses), stream)
         return library.written(out if self._answer is None else made[self._answer])
 
     def _overlap(self, addresses: list[int]) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -133,3 +135,16 @@ def test_known_calls_check_what_they_write_to(replays: list[Replay]) -> None:
     with pytest.raises(ValueError, match="out must have shape"):
         fastconv.conv2d(*given, out=FakeCUDAArray(far))
     np.testing.assert_array_equal(near, x)
+
+
+def test_results_of_first_calls_live_as_long_as_they_are_held(replays: list[Replay]) -> None:
+    given = [FakeCUDAArray(host) for host in arrays(0)]
+    plan = fastconv.plan(SHAPES[0], *given[1:])
+    gc.disable()
+    try:
+        for call in (lambda: fastconv.conv2d(*given), lambda: plan(given[0])):
+            held = weakref.ref(call())
+            assert held() is None
+    finally:
+        gc.enable()
+    assert not replays

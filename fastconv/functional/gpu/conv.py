@@ -68,7 +68,7 @@ def _convolve(
     strides = dense_strides(problem.out_shape, problem.memory_format)
     recording = Recording(x, image, w, b)
     result = target(out, problem.out_shape, strides, missing, recording, (image, w, b))
-    kernel.convolve(*recording.inputs, result.array)
+    kernel.convolve(*recording.inputs(), result.array)
     _replays.remember(arrays, (options, algorithm), recording.replay(result.answer, result.array))
     return result.finished()
 

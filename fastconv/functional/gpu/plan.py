@@ -87,7 +87,7 @@ class DevicePlan:
             raise ValueError(f"x must be on the plan's GPU, {self._device}, got {image.device}")
         recording = Recording(x, image)
         result = target(out, self._shape, self._strides, missing, recording, (image,))
-        self._kernel.run(*recording.inputs, self._packed, result.array)
+        self._kernel.run(*recording.inputs(), self._packed, result.array)
         self._replays.remember((x, out), (), recording.replay(result.answer, result.array, self._packed))
         return result.finished()
 
