@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from fastconv.cuda import driver
-from fastconv.cuda.arrays import DeviceArray, memory_format
+from fastconv.cuda.arrays import DeviceArray, _Torch, memory_format
 from fastconv.cuda.kernel import Kernel, Launch
 from fastconv.cuda.toolkit import float32, int32, numbers, pointer
 
@@ -168,3 +168,21 @@ def test_the_memory_format_is_read_from_strides(strides: tuple[int, ...], expect
 
 def test_an_array_of_one_channel_counts_as_contiguous() -> None:
     assert memory_format((2, 1, 4, 5), (20, 1, 5, 1)) == "contiguous"
+
+
+def test_tensors_of_pytorch() -> None:
+    torch, library = pytest.importorskip("torch"), _Torch()
+    library._current_stream = lambda device: 5 + device  # a CPU is number -1
+    x = torch.zeros((2, 3, 4, 5)).to(memory_format=torch.channels_last)[:, :, 1:].requires_grad_()
+    with pytest.raises(ValueError, match="tensors must not require gradients"):
+        library.describe(x)
+    assert library.sight(x) is None
+    with torch.no_grad():
+        array, (layout, address, stream) = library.describe(x), library.sight(x)
+    where = (x.data_ptr(), (2, 3, 3, 5), (60, 1, 15, 3), "float32", 4, -1)
+    assert (array.pointer, array.shape, array.strides, array.dtype, array.stream, array.device) == where
+    assert (address, stream) == (array.pointer, array.stream) and array.owner is x
+    assert layout == (x.shape, x.stride(), x.dtype, -1, address % 16)
+    made = library.new((2, 3, 4), (1, 2, 6), "bfloat16", x)
+    assert (made.dtype, made.shape, made.stride()) == (torch.bfloat16, (2, 3, 4), (1, 2, 6))
+    assert library.address(made) == made.data_ptr()

@@ -115,7 +115,7 @@ class Library(ABC):
     def sight(self, x: Any) -> tuple[tuple, int, int] | None:
         """All that kernels and checks depend on but the address, then the address, and the stream; None: `describe`."""
         array = self.describe(x)
-        layout = (array.shape, array.strides, array.dtype, array.device, array.pointer % 16)
+        layout = (array.shape, array.strides, array.dtype, array.device, array.read_only, array.pointer % 16)
         return layout, array.pointer, array.stream
 
     def address(self, x: Any) -> int:
@@ -162,8 +162,9 @@ class _Torch(Library):
     @cached_property
     def _quick_new(self) -> Any:
         """What compiled code makes arrays with, on the current device, in half the time; None if this is not there."""
-        guards = getattr(getattr(self._torch._C, "_dynamo", None), "guards", None)
-        return getattr(guards, "_empty_strided_cuda", None)
+        inner = self._torch._C
+        guards = getattr(getattr(inner, "_dynamo", None), "guards", None)
+        return getattr(guards, "_empty_strided_cuda", None) if hasattr(inner, "_cuda_getDevice") else None
 
     @cached_property
     def _names(self) -> dict[Any, str]:
@@ -294,7 +295,7 @@ _OTHERS = (_CuPy(), _NUMBA, _DLPack())
 
 def library_of(x: Any) -> Library | None:
     """The library whose GPU array `x` is; None if it is no such array. What makes arrays itself is its own library."""
-    if _TORCH.owns(x):
+    if "torch" in _packages[type(x)] and getattr(x, "is_cuda", False):  # `owns`, without a call
         return _TORCH
     if isinstance(x, (np.ndarray, Library)):
         return None if isinstance(x, np.ndarray) else x

@@ -168,12 +168,13 @@ class Prepared:
         from cuda.bindings import driver as cu
 
         kernel = launch.kernel
-        self._cu, self._context, handle = cu, primary_context(device), _function(kernel, device)
+        self._context, handle = primary_context(device), _function(kernel, device)
         if launch.shared > _SHARED_BYTES:
             attribute = cu.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             _checked(cu.cuKernelSetAttribute(attribute, launch.shared, handle, device))
         grid = (*launch.grid, 1, 1)[:3]
-        self._launch = cu.CUfunction(handle), *grid, kernel.threads, 1, 1, launch.shared  # the driver takes a CUkernel
+        self._fixed = cu.CUfunction(handle), *grid, kernel.threads, 1, 1, launch.shared  # the driver takes a CUkernel
+        self._launch, self._current = cu.cuLaunchKernel, cu.cuCtxGetCurrent
         self._count = len(kernel.arguments) - len(launch.values)
         self._values = _scalars(kernel.arguments, launch.values)
         self._spare: list[_Arguments] = []
@@ -185,11 +186,11 @@ class Prepared:
         except IndexError:
             arguments = _Arguments(self._count, self._values)
         arguments.addresses[:] = addresses
-        if self._cu.cuCtxGetCurrent()[1] == self._context:
-            result = self._cu.cuLaunchKernel(*self._launch, stream, arguments.place, 0)
+        if self._current()[1] == self._context:
+            result = self._launch(*self._fixed, stream, arguments.place, 0)
         else:  # the thread has no context yet, or that of another GPU
-            with _current(self._context) as cu:
-                result = cu.cuLaunchKernel(*self._launch, stream, arguments.place, 0)
+            with _current(self._context):
+                result = self._launch(*self._fixed, stream, arguments.place, 0)
         self._spare.append(arguments)
         if result[0]:
             _checked(result)

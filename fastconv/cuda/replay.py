@@ -32,18 +32,12 @@ class Recording(Library):
         Whose library makes new arrays.
     inputs : DeviceArray or None
         What the caller gave.
-
-    Attributes
-    ----------
-    inputs : list of DeviceArray or None
-        The same, owned by the recording: kernels must get these.
     """
 
     def __init__(self, like: Any, *inputs: MaybeArray) -> None:
         library = library_of(like)
         assert library is not None
-        self._library, self._like, self._given = library, like, inputs  # which stay alive until kernels were started
-        self.inputs = [array and replace(array, owner=self) for array in inputs]
+        self._library, self._like, self._inputs = library, like, inputs
         self._made: list[tuple[Any, Layout]] = []
         self._started: list[tuple[Start, list[int]]] = []
 
@@ -61,17 +55,23 @@ class Recording(Library):
     def written(self, x: Any) -> Any:
         return self._library.written(x)
 
+    def inputs(self) -> list[MaybeArray]:
+        """What kernels must get for the inputs: owned by the recording, which must not own them, or all live longer."""
+        return [array and replace(array, owner=self) for array in self._inputs]
+
     def started(self, start: Start, addresses: list[int]) -> None:
         """Remember a launch."""
         self._started.append((start, addresses))
 
-    def replay(self, answer: Any, kept: Sequence[MaybeArray] = ()) -> Replay | None:
+    def replay(self, answer: Any, out: DeviceArray, kept: Sequence[MaybeArray] = ()) -> Replay | None:
         """What makes the call again.
 
         Parameters
         ----------
         answer : array
-            The one of the recording's new arrays that the caller gets.
+            What the caller gets: an array that it gave, or one of the recording's.
+        out : DeviceArray
+            Where that lies.
         kept : sequence of DeviceArray or None
             Arrays that all calls read.
 
@@ -80,8 +80,9 @@ class Recording(Library):
         Replay or None
             None if an address is that of no array, or of two.
         """
-        sources = [array.pointer for array in self.inputs if array is not None]
-        sources += [self._library.address(made) for made, _ in self._made]
+        which = next((i for i, (made, _) in enumerate(self._made) if made is answer), None)
+        given = [array for array in self._inputs if array is not None] + ([out] if which is None else [])
+        sources = [array.pointer for array in given] + [self._library.address(made) for made, _ in self._made]
         fixed = [array.pointer for array in kept if array is not None] + [0]  # 0 stands for no array
         sources += fixed
         index = {address: i for i, address in enumerate(sources)}
@@ -89,31 +90,43 @@ class Recording(Library):
         if len(index) < len(sources) or not index.keys() >= set(used):
             return None
         starts = [(start, itemgetter(*(index[address] for address in at))) for start, at in self._started]
-        which = next(i for i, (made, _) in enumerate(self._made) if made is answer)
-        return Replay(self._library, [layout for _, layout in self._made], fixed, starts, which)
+        sizes = [array.itemsize * array.reach for array in given]
+        return Replay(self._library, [layout for _, layout in self._made], fixed, starts, which, sizes)
 
 
 class Replay:
     """A call's new arrays and launches; `Recording.replay` makes it."""
 
-    __slots__ = ("_answer", "_fixed", "_layouts", "_library", "_starts")
+    __slots__ = ("_answer", "_fixed", "_layouts", "_library", "_sizes", "_starts")
 
     def __init__(
         self, library: Library, layouts: list[Layout], fixed: list[int],
-        starts: Sequence[tuple[Start, Callable[[Sequence[int]], tuple[int, ...]]]], answer: int,
+        starts: Sequence[tuple[Start, Callable[[Sequence[int]], tuple[int, ...]]]], answer: int | None,
+        sizes: list[int],
     ) -> None:  # fmt: skip
         self._library, self._layouts, self._fixed, self._starts, self._answer = library, layouts, fixed, starts, answer
+        self._sizes = sizes
 
-    def __call__(self, addresses: list[int], stream: int, like: Any) -> Any:
-        """The result for inputs at these addresses, made as the array `like` is."""
-        library, made, places = self._library, [], [*addresses]
+    def __call__(self, addresses: list[int], stream: int, like: Any, out: Any) -> Any:
+        """The result for arrays at `addresses`, a list of the call's own; None if `out` overlaps another.
+
+        New arrays are made as the array `like` is.
+        """
+        if self._answer is None and self._overlap(addresses):
+            return None
+        library, made = self._library, []
         for shape, strides, dtype in self._layouts:
             made.append(library.new(shape, strides, dtype, like))
-            places.append(library.address(made[-1]))
-        places += self._fixed
+            addresses.append(library.address(made[-1]))
+        addresses += self._fixed
         for start, chosen in self._starts:
-            start(chosen(places), stream)
-        return library.written(made[self._answer])
+            start(chosen(addresses), stream)
+        return library.written(out if self._answer is None else made[self._answer])
+
+    def _overlap(self, addresses: list[int]) -> bool:
+        """Whether the last array shares bytes with one before it, as far as their ends tell."""
+        out, end = addresses[-1], addresses[-1] + self._sizes[-1]
+        return any(at < end and out < at + size for at, size in zip(addresses[:-1], self._sizes, strict=False))
 
 
 class Replays:
@@ -127,8 +140,16 @@ class Replays:
         self._known.clear()
 
     def again(self, arrays: tuple, options: tuple = ()) -> Any:
-        """The result of a call like one that is known, or None; the first array's library makes it."""
-        seen = _seen(arrays, options)
+        """The result of a call like one that is known, or None.
+
+        Parameters
+        ----------
+        arrays : tuple of array or None
+            Inputs, the first of which says what library makes the result, and where to write or None.
+        options : tuple
+            All that a call is told besides.
+        """
+        seen = _seen(arrays, options) if self._known else None
         if seen is None:
             return None
         key, addresses, stream = seen
@@ -136,7 +157,7 @@ class Replays:
             replay = self._known.get(key)
         except TypeError:  # a list among the options
             return None
-        return None if replay is None else replay(addresses, stream, arrays[0])
+        return None if replay is None else replay(addresses, stream, arrays[0], arrays[-1])
 
     def remember(self, arrays: tuple, options: tuple, replay: Replay | None) -> None:
         """Keep what `again` looks for."""

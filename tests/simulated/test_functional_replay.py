@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -116,9 +118,33 @@ def test_one_array_in_two_places_is_not_remembered_as_two(replays: list[Replay])
 
 
 def test_known_calls_check_what_they_write_to(replays: list[Replay]) -> None:
-    x, weight, _ = (FakeCUDAArray(host) for host in arrays(0))
-    for _ in range(2):
-        fastconv.conv2d(x, weight)
+    x, weight, _ = arrays(0)
+    memory = np.zeros(200, "float32")
+    near, far = (memory[at : at + 60].reshape(x.shape) for at in (0, 100))
+    near[:] = x
+    fitting = [memory[at : at + 48].reshape(1, 4, 3, 4) for at in (56, 104, 60)]
+    given = [FakeCUDAArray(near), FakeCUDAArray(weight)]
+    outs = [FakeCUDAArray(out) for out in fitting]
+    expected = fastconv.conv2d(x, weight)
+    for count, place in enumerate((1, 2)):
+        assert fastconv.conv2d(*given, out=outs[place]) is outs[place]
+        np.testing.assert_array_equal(fitting[place], expected)
+        assert len(replays) == count
+    with pytest.raises(ValueError, match="out must not overlap x or another input"):
+        fastconv.conv2d(*given, out=outs[0])
     with pytest.raises(ValueError, match="out must have shape"):
-        fastconv.conv2d(x, weight, out=x)
-    assert len(replays) == 1
+        fastconv.conv2d(*given, out=FakeCUDAArray(far))
+    np.testing.assert_array_equal(near, x)
+
+
+def test_results_of_first_calls_live_as_long_as_they_are_held(replays: list[Replay]) -> None:
+    given = [FakeCUDAArray(host) for host in arrays(0)]
+    plan = fastconv.plan(SHAPES[0], *given[1:])
+    gc.disable()
+    try:
+        for call in (lambda: fastconv.conv2d(*given), lambda: plan(given[0])):
+            held = weakref.ref(call())
+            assert held() is None
+    finally:
+        gc.enable()
+    assert not replays

@@ -24,17 +24,17 @@ on_forget(_replays.clear)
 
 def conv2d(x: Any, weight: Any, bias: Any, options: tuple, algorithm: str | None, out: Any) -> Any:
     """`fastconv.conv2d`; `options` are (stride, padding, dilation, groups, activation, pool)."""
-    done = _replays.again((x, weight, bias), (options, algorithm)) if out is None else None
+    done = _replays.again((x, weight, bias, out), (options, algorithm))
     if done is not None:
         return done
     image, missing = as_image(x, "x")
     w = as_device_array(weight, "weight", (4,))
-    return _convolve(image, missing, w, (x, weight, bias), options, algorithm, out)
+    return _convolve(image, missing, w, (x, weight, bias, out), options, algorithm)
 
 
 def conv1d(x: Any, weight: Any, bias: Any, options: tuple, algorithm: str | None, out: Any) -> Any:
     """`fastconv.conv1d`, of images one pixel high; `options` as in `conv2d`."""
-    done = _replays.again((x, weight, bias), (options, algorithm)) if out is None else None
+    done = _replays.again((x, weight, bias, out), (options, algorithm))
     if done is not None:
         return done
     signal, w = as_device_array(x, "x", (2, 3)), as_device_array(weight, "weight", (3,))
@@ -42,15 +42,15 @@ def conv1d(x: Any, weight: Any, bias: Any, options: tuple, algorithm: str | None
         raise ValueError(f"x must not have an empty axis other than N, got shape {signal.shape}")
     missing = (0, 2) if len(signal.shape) == 2 else (2,)
     image, w = with_axes(signal, missing), with_axes(w, (2,))
-    return _convolve(image, missing, w, (x, weight, bias), options, algorithm, out)
+    return _convolve(image, missing, w, (x, weight, bias, out), options, algorithm)
 
 
 def _convolve(
-    image: DeviceArray, missing: tuple[int, ...], w: DeviceArray, arrays: tuple, options: tuple,
-    algorithm: str | None, out: Any,
+    image: DeviceArray, missing: tuple[int, ...], w: DeviceArray, arrays: tuple, options: tuple, algorithm: str | None
 ) -> Any:  # fmt: skip
-    """Convolve with the weights `w`; `arrays` are x, weight and bias as the caller gave them."""
-    b = as_bias(arrays[2])
+    """Convolve with the weights `w`; `arrays` are x, weight, bias and out as the caller gave them."""
+    x, _, bias, out = arrays
+    b = as_bias(bias)
     check_fit(image, "x", weight=w, bias=b)
 
     def describe() -> ConvProblem:
@@ -66,11 +66,10 @@ def _convolve(
     key = ("forward", image.shape, image.strides, image.dtype, w.shape, b and b.shape, *options)
     kernel, problem = prepared(_calls, key, describe, algorithm)
     strides = dense_strides(problem.out_shape, problem.memory_format)
-    recording = Recording(arrays[0], image, w, b)
+    recording = Recording(x, image, w, b)
     result = target(out, problem.out_shape, strides, missing, recording, (image, w, b))
-    kernel.convolve(*recording.inputs, result.array)
-    if out is None:
-        _replays.remember(arrays, (options, algorithm), recording.replay(result.answer))
+    kernel.convolve(*recording.inputs(), result.array)
+    _replays.remember(arrays, (options, algorithm), recording.replay(result.answer, result.array))
     return result.finished()
 
 

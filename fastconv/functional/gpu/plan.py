@@ -75,7 +75,7 @@ class DevicePlan:
         TypeError, ValueError
             If `x` or `out` does not fit the plan.
         """
-        done = self._replays.again((x,)) if out is None else None
+        done = self._replays.again((x, out))
         if done is not None:
             return done
         image, missing = as_image(x, "x")
@@ -87,9 +87,8 @@ class DevicePlan:
             raise ValueError(f"x must be on the plan's GPU, {self._device}, got {image.device}")
         recording = Recording(x, image)
         result = target(out, self._shape, self._strides, missing, recording, (image,))
-        self._kernel.run(*recording.inputs, self._packed, result.array)
-        if out is None:
-            self._replays.remember((x,), (), recording.replay(result.answer, self._packed))
+        self._kernel.run(*recording.inputs(), self._packed, result.array)
+        self._replays.remember((x, out), (), recording.replay(result.answer, result.array, self._packed))
         return result.finished()
 
     def explain(self) -> Explanation:
