@@ -20,7 +20,7 @@ ORDER = [
     ["sizes", "jit", "free_memory"],
     ["pooling"],
     ["problem"],
-    ["algorithms", "descriptor", "networks", "arrays", "local_problem"],
+    ["algorithms", "descriptor", "networks", "arrays", "local_problem", "phases"],
     ["cpu", "cuda"],
     ["reference"],
     ["reference_backward", "reference_local"],
