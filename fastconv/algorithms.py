@@ -63,6 +63,7 @@ _MODULES = {
     ("conv", "cuda", "tiled_pool"): "fastconv.cuda.tiled_pool",
     ("conv", "cuda", "depthwise"): "fastconv.cuda.depthwise",
     ("conv", "cuda", "grouped"): "fastconv.cuda.grouped",
+    ("conv", "cuda", "direct"): "fastconv.cuda.direct",
     ("conv", "cuda", "two_pass"): "fastconv.cuda.two_pass",
     ("conv", "cuda", "reference"): "fastconv.cuda.reference",
     ("conv_backward_input", "cuda", "mma"): "fastconv.cuda.input_phases:by_mma",
