@@ -66,7 +66,7 @@ def test_small_groups_mostly_multiply(strip: Strip, most: int, capability: tuple
     for access in (VECTOR, APART):
         code = grouped.compiled(strip, access).cubin(capability)
         used, text = registers(code), disassemble(code)
-        assert used.stack == 0 and used.count <= 136
+        assert used.stack <= 8 and used.count <= 136
         loop = main_loop(text, "FFMA")
         assert loop.hits == 3 * 4 * 4 * strip.pixels  # taps of a row, channels and filters
         if access is VECTOR:

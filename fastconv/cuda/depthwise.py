@@ -142,7 +142,7 @@ class Depthwise(ConvKernel):
         self.walks, self.strip = walks, Strip.of(params["strip"], walks[1])
         # For packing all filters are one group of one channel.
         self.packer = FilterPacker(ConvProblem.create((1, 1, *problem.kernel_size), problem.weight_shape), VECTOR.width)
-        self.workspace_bytes = problem.itemsize * self.packer.size if problem.raw else 0
+        self.workspace_bytes = problem.itemsize * self.packer.size if is_backward(problem) or problem.raw else 0
 
     def pack(self, weight: DeviceArray, bias: DeviceArray | None) -> Packed:
         """Weights (K, 1, R, S) as (r, s, filter)."""
