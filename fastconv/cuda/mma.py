@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastconv.algorithms import Params
 from fastconv.cuda.arrays import DeviceArray
@@ -31,9 +31,30 @@ TILES = [(128, 128), (128, 64), (64, 64)]
 _ARRIVING = STAGES - 2
 _LARGEST = (256, 8)  # filters of a tile and units of a row, those of wgmma included
 _LAUNCH_NS = 5_000.0
-_FLOP_NS = {"float32": 1 / 250_000, "float16": 1 / 500_000, "bfloat16": 1 / 500_000}  # of a large GPU
 _COPY_NS = 1 / 1_000  # a byte, read and written
 _PROCESSORS = 132
+
+
+class Rates(NamedTuple):
+    """Nanoseconds of a multiprocessor of a large GPU, for a tile that it has for itself.
+
+    Attributes
+    ----------
+    finish : float
+        Of a sum, before and after all products.
+    multiply : float
+        Of a sum's term.
+    copy : float
+        Of a term of a pixel or of a filter.
+    """
+
+    finish: float
+    multiply: float
+    copy: float
+
+
+_HALVES = Rates(0.127, 0.00035, 0.025)
+_RATES = {"float32": Rates(0.164, 0.0007, 0.056), "float16": _HALVES, "bfloat16": _HALVES}  # measured on an H200
 
 
 def unsupported(problem: ConvProblem) -> str | None:
@@ -65,19 +86,21 @@ def space(problem: ConvProblem) -> list[Params]:
 def cost(problem: ConvProblem, params: Params) -> float:
     """Predicted time in nanoseconds on a large GPU."""
     tile = MmaTile(params["pixels"], params["filters"])
-    return product_ns(problem, tile, blocks_at_once(tile), _FLOP_NS[problem.dtype])
+    return product_ns(problem, tile, blocks_at_once(tile), _RATES[problem.dtype])
 
 
-def product_ns(problem: ConvProblem, tile: Any, blocks: int, flop_ns: float) -> float:
-    """Nanoseconds of a product on tensor cores, of which a multiprocessor holds so many blocks: whole waves of blocks,
-    with what of their tiles is empty.
+def product_ns(problem: ConvProblem, tile: Any, blocks: int, rates: Rates) -> float:
+    """Nanoseconds of a product on tensor cores: those of the multiprocessor with the most tiles.
+
+    Of so many blocks at once, each has that share of its rates; fewer of them leave some unused.
     """
     pixels, filters = problem.batch * math.prod(problem.conv_size), problem.out_channels // problem.groups
     tiles = -(-pixels // tile.rows) * -(-filters // tile.columns) * problem.groups
-    at_once = _PROCESSORS * blocks
-    shared = 1 + 32 / tile.rows + 32 / tile.columns  # copies that fewer sums share
-    work = tile.rows * tile.columns * 2 * FilterUnits(problem, tile.columns, units=tile.units).terms * shared
-    return _LAUNCH_NS + copy_ns(ImageUnits(problem)) + -(-tiles // at_once) * at_once * work * flop_ns
+    most, sums = -(-tiles // _PROCESSORS), tile.rows * tile.columns
+    terms = FilterUnits(problem, tile.columns, units=tile.units).terms
+    own = rates.finish * sums + terms * (rates.multiply * sums + rates.copy * (tile.rows + tile.columns))
+    used = min(1.0, most / blocks) ** 0.35
+    return _LAUNCH_NS + copy_ns(ImageUnits(problem)) + most * own / used
 
 
 def copy_ns(images: ImageUnits) -> float:
