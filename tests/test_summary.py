@@ -160,6 +160,19 @@ def test_the_largest_batch_fills_what_is_free(monkeypatch: pytest.MonkeyPatch) -
     assert found.largest_batch is None and "fits" not in str(found)
 
 
+@pytest.mark.parametrize("batch", [1, 32])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "alexnet"])
+def test_one_image_more_than_the_largest_batch_does_not_fit(
+    name: str, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where another moment of the step is the fullest than with few images."""
+    net, free = getattr(nn.models, name)(10), 4 << 30
+    monkeypatch.setattr(MODULE, "free_bytes", lambda device: free)
+    most = fastconv.summary(net, (3, 224, 224), batch).largest_batch
+    fits, too_much = (fastconv.summary(net, (3, 224, 224), n) for n in (most, most + 1))
+    assert fits.training_bytes <= free + 4 * fits.parameters < too_much.training_bytes
+
+
 def test_it_prints_and_turns_to_json() -> None:
     found = fastconv.summary(plain("float32"), (3, 64, 64), 2)
     text = str(found)
