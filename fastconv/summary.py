@@ -20,7 +20,7 @@ from fastconv.nn.local import LocallyConnected2d
 from fastconv.nn.memory import network_dtype
 from fastconv.nn.module import Module
 from fastconv.nn.peak import Step, Visit
-from fastconv.nn.pool import AvgPool2d, LPPool2d, MaxPool2d
+from fastconv.nn.pool import AdaptiveAvgPool2d, AvgPool2d, LPPool2d, MaxPool2d
 from fastconv.nn.receptive import ReceptiveField, fields
 from fastconv.problem import ConvProblem
 
@@ -341,7 +341,14 @@ def _of_window(layer: Visit) -> int:
     return math.prod(layer.output.shape) * math.prod(module.window.kernel_size)
 
 
+def _of_parts(layer: Visit) -> int:
+    """Part i of n of H pixels is from floor(i * H / n) to ceil((i + 1) * H / n): parts may share pixels."""
+    axes = zip(layer.x.shape[2:], layer.output.shape[2:], strict=True)
+    seen = (sum(-(-(i + 1) * size // n) - i * size // n for i in range(n)) for size, n in axes)
+    return math.prod(layer.x.shape[:2]) * math.prod(seen)
+
+
 _FLOPS: dict[type, Callable[[Visit], int]] = {
     Conv2d: _of_weights, Linear: _of_weights, ConvTranspose2d: _of_transposed, LocallyConnected2d: _of_local,
-    MaxPool2d: _of_window, AvgPool2d: _of_window, LPPool2d: _of_window,
+    MaxPool2d: _of_window, AvgPool2d: _of_window, LPPool2d: _of_window, AdaptiveAvgPool2d: _of_parts,
 }  # fmt: skip

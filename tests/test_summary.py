@@ -48,6 +48,14 @@ def test_layers_are_counted_by_hand() -> None:
     assert found.flops == sum(layer.flops for layer in found.layers)
 
 
+def test_adaptive_averages_are_counted_as_other_averages() -> None:
+    adaptive, plain = (nn.AdaptiveAvgPool2d((3, 2)), nn.AvgPool2d((2, 4)))
+    of_one, of_other = (fastconv.summary(nn.Sequential(layer), (5, 6, 8), 2).flops for layer in (adaptive, plain))
+    assert of_one == of_other == 2 * 5 * 6 * 8
+    # of 5 rows, parts 0-1, 1-3 and 3-4; of 3 columns, twice 2
+    assert fastconv.summary(nn.Sequential(adaptive), (5, 5, 3)).flops == 5 * (2 + 3 + 2) * 4
+
+
 def test_parameters_that_layers_share_count_once() -> None:
     layer = nn.Linear(4, 4)
     found = fastconv.summary(nn.Sequential(layer, nn.ReLU(), layer), (4,))
