@@ -64,8 +64,8 @@ def from_images(
     means, deviations = _each("mean", mean, 0, x.shape[1]), _each("std", std, 1, x.shape[1])
     if not (deviations > 0).all():
         raise ValueError(f"std must be positive, got {std!r}")
-    if x.dtype != np.uint8:
-        x = x.astype(wanted, copy=False)
+    if x.dtype != np.uint8 and not (x.dtype == wanted and x.flags.aligned):
+        x = x.astype(wanted)
     result, answer = target(out, x.shape, batched, wanted, "channels_last", x)
     scale = 1 / (deviations * (_WHITE if x.dtype == np.uint8 else 1))
     kernels.normalize(x, scale.astype(wanted), (-means / deviations).astype(wanted), result)
@@ -145,6 +145,8 @@ def _pixels(images: Any) -> tuple[np.ndarray, bool]:
         shapes = {image.shape for image in found}
         if len(shapes) != 1:
             raise ValueError(f"images must be at least one, and have one size, got shapes {sorted(shapes)}")
+        if len({image.dtype for image in found}) != 1:
+            raise TypeError(f"images must have one type of elements, got {sorted({str(i.dtype) for i in found})}")
         pixels, batched = np.stack(found), True
     if pixels.ndim != 4 or 0 in pixels.shape[1:]:
         raise ValueError(

@@ -20,12 +20,15 @@ from fastconv.nn.local import LocallyConnected2d
 from fastconv.nn.memory import network_dtype
 from fastconv.nn.module import Module
 from fastconv.nn.peak import Step, Visit
-from fastconv.nn.pool import AvgPool2d, LPPool2d, MaxPool2d
+from fastconv.nn.pool import AdaptiveAvgPool2d, AvgPool2d, LPPool2d, MaxPool2d
 from fastconv.nn.receptive import ReceptiveField, fields
 from fastconv.problem import ConvProblem
 
 # Arrays of the size of the parameters that an optimizer keeps.
 OPTIMIZERS = {"sgd": 0, "sgd_momentum": 1, "adagrad": 1, "rmsprop": 1, "adam": 2}
+
+# Batches from whose memory that of others is reckoned: their kernels are those of large ones.
+_PROBES = (32, 64)
 
 # Headings of a table of layers, and the side of their cells.
 COLUMNS = {
@@ -186,7 +189,7 @@ def summary(
     return Summary(
         layers, batch, _count(parameters), _count(p for p in parameters if p.requires_grad),
         sum(layer.flops for layer in layers), training, account.inference(step), free,
-        None if free is None else account.largest_batch(batch, free),
+        None if free is None else account.largest_batch(free),
     )  # fmt: skip
 
 
@@ -245,15 +248,25 @@ class _Account:
             "workspace": max(self._workspace(layer, ("forward",)) for layer in layers), "input": step.root.x.nbytes,
         }  # fmt: skip
 
-    def largest_batch(self, batch: int, free: int) -> int:
-        """The most images for which a training step's memory fits; it grows evenly with them."""
-        one, two = (sum(self.training(self.step(n)).values()) for n in (batch, 2 * batch))
-        each = (two - one) / batch
-        return max(0, int((free + self.parameters - one) // each) + batch)
+    def largest_batch(self, free: int) -> int:
+        """The most images for which a training step fits into free memory and that of the parameters.
+
+        Each moment of a step grows evenly with the images, and any of them may be the fullest.
+        """
+        few, many = (self.step(n) for n in _PROBES)
+        room = free - self.state * self.trainable
+        pairs = zip(few.moments, many.moments, strict=True)
+        return max(0, min(_fitting(room, a.total + few.root.x.nbytes, b.total + many.root.x.nbytes) for a, b in pairs))
 
     def _workspace(self, layer: Visit, directions: tuple[str, ...]) -> int:
         """The most scratch memory that a kernel of a layer takes."""
         return max((_scratch(problem) for problem in _problems(layer, str(self.dtype), directions)), default=0)
+
+
+def _fitting(room: int, few: int, many: int) -> int:
+    """How many images take at most `room` bytes, from the bytes that two batches take."""
+    each = max(1, (many - few) // (_PROBES[1] - _PROBES[0]))
+    return _PROBES[0] + (room - few) // each
 
 
 @contextmanager
@@ -328,7 +341,14 @@ def _of_window(layer: Visit) -> int:
     return math.prod(layer.output.shape) * math.prod(module.window.kernel_size)
 
 
+def _of_parts(layer: Visit) -> int:
+    """Part i of n of H pixels is from floor(i * H / n) to ceil((i + 1) * H / n): parts may share pixels."""
+    axes = zip(layer.x.shape[2:], layer.output.shape[2:], strict=True)
+    seen = (sum(-(-(i + 1) * size // n) - i * size // n for i in range(n)) for size, n in axes)
+    return math.prod(layer.x.shape[:2]) * math.prod(seen)
+
+
 _FLOPS: dict[type, Callable[[Visit], int]] = {
     Conv2d: _of_weights, Linear: _of_weights, ConvTranspose2d: _of_transposed, LocallyConnected2d: _of_local,
-    MaxPool2d: _of_window, AvgPool2d: _of_window, LPPool2d: _of_window,
+    MaxPool2d: _of_window, AvgPool2d: _of_window, LPPool2d: _of_window, AdaptiveAvgPool2d: _of_parts,
 }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from typer.testing import CliRunner
 
 from fastconv.cli.commands import app
@@ -28,5 +29,10 @@ def test_summary_of_a_network():
     assert "layer1.0.conv1" in text and "11,181,642" in text and "training" in text
 
 
-def test_summary_of_an_unknown_network():
-    assert "network must be one of alexnet" in run("summary", "lenet", code=2).stderr
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("lenet",), "network must be one of alexnet"),
+    (("alexnet", "--dtype", "int8"), "dtype must be one of float32, float64, got 'int8'"),
+    (("alexnet", "--batch", "0"), "batch must be at least 1"),
+])  # fmt: skip
+def test_a_mistake_takes_one_line(arguments, message):
+    assert message in run("summary", *arguments, code=2).stderr

@@ -99,9 +99,15 @@ def test_the_head_of_a_fully_convolutional_network_is_a_convolution() -> None:
     assert net(np.zeros((1, 1, 3, 4), np.float32)).shape == (1, 5, 1, 2)
 
 
+def test_a_convolution_at_the_end_keeps_its_stride() -> None:
+    net = nn.replace_head(nn.Sequential(nn.Conv2d(3, 4, 1, 2)), 5)
+    assert net(np.zeros((1, 3, 8, 8), np.float32)).shape == (1, 5, 4, 4)
+
+
 @pytest.mark.parametrize("net", [
     nn.Linear(3, 4), nn.Sequential(), nn.Sequential(nn.Linear(3, 4), nn.BatchNorm2d(4)),
-    nn.Sequential(nn.Conv2d(1, 2, 3)), nn.Sequential(nn.Residual(nn.Linear(3, 3))),
+    nn.Sequential(nn.Conv2d(1, 2, 3)), nn.Sequential(nn.Conv2d(4, 2, 1, groups=2)),
+    nn.Sequential(nn.Residual(nn.Linear(3, 3))),
 ])  # fmt: skip
 def test_a_network_without_a_head(net: nn.Module) -> None:
     with pytest.raises(TypeError, match="last layer with parameters"):

@@ -64,7 +64,17 @@ def test_images_of_any_strides_into_a_given_array() -> None:
     np.testing.assert_allclose(out, (images / 255 - 0.5).transpose(0, 3, 1, 2), rtol=0, atol=1e-6)
 
 
+def test_floats_may_lie_between_other_bytes() -> None:
+    records = np.zeros((4, 5, 3), [("value", np.float32), ("other", np.uint16)])
+    records["value"] = photos((4, 5, 3), np.float32)
+    assert not records["value"].flags.aligned
+    for mean in (None, 0.5):
+        x = fastconv.from_images(records["value"], mean=mean)
+        np.testing.assert_allclose(x, records["value"].transpose(2, 0, 1) - (mean or 0), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(("call", "error", "message"), [
+    (lambda: fastconv.from_images([photos()[0], photos(dtype=np.float32)[0]]), TypeError, "one type of elements"),
     (lambda: fastconv.from_images(photos().astype(np.int32)), TypeError, "images must be uint8"),
     (lambda: fastconv.from_images(photos()[0, 0]), ValueError, r"gray images an axis"),
     (lambda: fastconv.from_images([]), ValueError, "at least one"),

@@ -106,6 +106,16 @@ def test_scores_and_first_values(name: str) -> None:
     assert all(np.array_equal(a.value, b.value) for a, b in zip(net.parameters(), again.parameters(), strict=True))
 
 
+@pytest.mark.parametrize(("name", "layer"), [
+    ("resnet18", "layer4.1.conv2"), ("mobilenet_v2", "features.17.conv.1.0"), ("mobilenet_v2", "features.18.0"),
+])  # fmt: skip
+def test_first_values_are_spread_as_torchs(name: str, layer: str) -> None:
+    torch = pytest.importorskip("torch")
+    weight = getattr(models, name)(5, rng=np.random.default_rng(0)).state_dict()[f"{layer}.weight"]
+    drawn = torch.nn.init.kaiming_normal_(torch.empty(weight.shape), mode="fan_out")
+    assert np.std(weight) == pytest.approx(float(drawn.std()), rel=0.05)
+
+
 def torch_network(torch: Any, name: str) -> Any:
     """The network as torchvision's classes compute it, with modules of torch; names come with the parameters."""
     functional = torch.nn.functional

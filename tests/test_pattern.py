@@ -68,6 +68,21 @@ def test_channels_must_fit() -> None:
         nn.convnet("INPUT -> [CONV -> POOL]*2 -> FC", channels=(3,))
 
 
+def test_channels_may_be_a_number_of_numpys() -> None:
+    net = nn.convnet("INPUT -> [CONV -> POOL]*2 -> FC", channels=np.int64(3))
+    assert [net[n].weight.value.shape[0] for n in (0, 2)] == [3, 6]
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"input": (3, 32)}, "input must be channels, height and width"),
+    ({"input": (3, 0, 32)}, "input must be channels, height and width"),
+    ({"classes": 0}, "classes must be at least 1, got 0"), ({"hidden": 0}, "hidden must be at least 1, got 0"),
+])  # fmt: skip
+def test_sizes_must_be_positive(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        nn.convnet("INPUT -> FC -> FC", **arguments)
+
+
 def test_it_learns() -> None:
     rng = np.random.default_rng(0)
     net = nn.convnet("INPUT -> [CONV -> RELU -> POOL]*2 -> FC", (1, 8, 8), 8, 2, rng=rng)

@@ -48,6 +48,14 @@ def test_layers_are_counted_by_hand() -> None:
     assert found.flops == sum(layer.flops for layer in found.layers)
 
 
+def test_adaptive_averages_are_counted_as_other_averages() -> None:
+    adaptive, plain = (nn.AdaptiveAvgPool2d((3, 2)), nn.AvgPool2d((2, 4)))
+    of_one, of_other = (fastconv.summary(nn.Sequential(layer), (5, 6, 8), 2).flops for layer in (adaptive, plain))
+    assert of_one == of_other == 2 * 5 * 6 * 8
+    # of 5 rows, parts 0-1, 1-3 and 3-4; of 3 columns, twice 2
+    assert fastconv.summary(nn.Sequential(adaptive), (5, 5, 3)).flops == 5 * (2 + 3 + 2) * 4
+
+
 def test_parameters_that_layers_share_count_once() -> None:
     layer = nn.Linear(4, 4)
     found = fastconv.summary(nn.Sequential(layer, nn.ReLU(), layer), (4,))
@@ -158,6 +166,19 @@ def test_the_largest_batch_fills_what_is_free(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(MODULE, "free_bytes", lambda device: None)
     found = fastconv.summary(net, (3, 64, 64))
     assert found.largest_batch is None and "fits" not in str(found)
+
+
+@pytest.mark.parametrize("batch", [1, 32])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "alexnet"])
+def test_one_image_more_than_the_largest_batch_does_not_fit(
+    name: str, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where another moment of the step is the fullest than with few images."""
+    net, free = getattr(nn.models, name)(10), 4 << 30
+    monkeypatch.setattr(MODULE, "free_bytes", lambda device: free)
+    most = fastconv.summary(net, (3, 224, 224), batch).largest_batch
+    fits, too_much = (fastconv.summary(net, (3, 224, 224), n) for n in (most, most + 1))
+    assert fits.training_bytes <= free + 4 * fits.parameters < too_much.training_bytes
 
 
 def test_it_prints_and_turns_to_json() -> None:

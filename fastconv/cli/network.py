@@ -11,6 +11,8 @@ from fastconv.nn import models
 from fastconv.summary import COLUMNS, cells
 from fastconv.summary import summary as summarise
 
+_DTYPES = ("float32", "float64")
+
 
 @user_errors()
 def summary(
@@ -27,6 +29,8 @@ def summary(
     """List a network's layers: sizes, parameters, operations, memory, and what each sees of the image."""
     if network not in models.__all__:
         raise ValueError(f"network must be one of {', '.join(models.__all__)}, got {network!r}")
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
     model = getattr(models, network)(classes, dtype=dtype)
     found = summarise(model, (3, size, size), batch, optimizer)
     if json:

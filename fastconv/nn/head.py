@@ -21,7 +21,7 @@ def replace_head(model: _Model, classes: int, *, rng: np.random.Generator | None
     ----------
     model : Module
         A `Sequential` whose last layer with parameters, in it or in the containers at its end, is a `Linear` or a 1x1
-        `Conv2d`; changed in place.
+        `Conv2d` without groups; changed in place.
     classes : int
         Outputs of the new layer, which has a bias if the old one had, its dtype and its device.
     rng : numpy.random.Generator, optional
@@ -43,7 +43,8 @@ def replace_head(model: _Model, classes: int, *, rng: np.random.Generator | None
     old: Any = container[index]
     own: Any = {"bias": old.bias is not None, "rng": rng, "dtype": str(old.weight.value.dtype)}
     inputs = old.weight.value.shape[1]
-    new = Linear(inputs, classes, **own) if type(old) is Linear else Conv2d(inputs, classes, 1, **own)
+    linear = type(old) is Linear
+    new = Linear(inputs, classes, **own) if linear else Conv2d(inputs, classes, 1, *old.options[:3], **own)
     container[index] = new.to(old.weight.device).train(old.training)
     return model
 
@@ -55,8 +56,12 @@ def _head(model: Module) -> tuple[Sequential, int]:
             module = model[index]
             if type(module) is Sequential and any(True for _ in module.parameters()):
                 return _head(module)
-            if type(module) is Linear or (type(module) is Conv2d and module.weight.value.shape[1:][1:] == (1, 1)):
+            if type(module) is Linear or _is_pointwise(module):
                 return model, index
             if any(True for _ in module.parameters()):
                 break
     raise TypeError("model must be a Sequential whose last layer with parameters is a Linear or a 1x1 Conv2d")
+
+
+def _is_pointwise(module: Module) -> bool:
+    return type(module) is Conv2d and module.weight.value.shape[2:] == (1, 1) and module.options[3] == 1

@@ -70,7 +70,7 @@ def convnet(
     ------
     ValueError
         If the pattern has a mistake, which the message points to, pools a map that is too small, or does not fit
-        `channels`.
+        `channels`; if `input` is not three sizes, or one of the numbers is not positive.
 
     Examples
     --------
@@ -78,9 +78,10 @@ def convnet(
     >>> len(net), net[0].weight.value.shape, net[-1].weight.value.shape
     (19, (32, 3, 3, 3), (10, 256))
     """
+    _check_sizes(input, {"classes": classes, "hidden": hidden})
     layers = _Parser(pattern).layers()
     stages = max((layer.stage for layer in layers if layer.word == "CONV"), default=-1) + 1
-    widths = [channels * 2**n for n in range(stages)] if isinstance(channels, int) else list(channels)
+    widths = [channels * 2**n for n in range(stages)] if isinstance(channels, (int, np.integer)) else list(channels)
     if len(widths) != stages:
         raise ValueError(f"channels must be those of {stages} stages, got {channels}")
     build = _Builder(pattern, input, {"rng": rng, "dtype": dtype})
@@ -88,6 +89,14 @@ def convnet(
         build.add(layer, widths[layer.stage] if layer.word == "CONV" else hidden)
     build.add(layers[-1], classes)
     return Sequential(*build.modules)
+
+
+def _check_sizes(image: tuple[int, ...], outputs: dict[str, int]) -> None:
+    if len(image) != 3 or min(image) < 1:
+        raise ValueError(f"input must be channels, height and width of an image, got {image}")
+    for name, number in outputs.items():
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
 
 
 class _Parser:

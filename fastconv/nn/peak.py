@@ -99,8 +99,8 @@ class Step:
     Attributes
     ----------
     root : Visit
-    peak : Moment
-        When most memory is taken.
+    moments : list of Moment
+        In the order of a step, the first before it begins; as many for any batch.
     """
 
     def __init__(self, network: Module, input_shape: tuple[int, ...], dtype: np.dtype, workspace: Workspace) -> None:
@@ -109,7 +109,7 @@ class Step:
         self._sizes: dict[object, int] = {}
         self._gradients, self._reached = 0, set[int]()
         self._seen: set[Parameter] = set()
-        self.peak = Moment()
+        self.moments = [Moment()]
         x = Array(tuple(input_shape), dtype.itemsize)
         self._input = x.memory
         self.root = self._forward(network, x, False, "", 0)
@@ -120,10 +120,14 @@ class Step:
         """A walk for the sake of the shapes: workspaces are not looked up."""
         return cls(network, input_shape, network_dtype(network), lambda layer, directions: 0)
 
+    @property
+    def peak(self) -> Moment:
+        """When most memory is taken."""
+        return max(self.moments, key=lambda moment: moment.total)
+
     def _record(self, passing: int, workspace: int = 0) -> None:
         kept = sum(self._sizes[memory] for memory, layers in self._kept.items() if layers and memory != self._input)
-        moment = Moment(kept, self._gradients, passing, workspace)
-        self.peak = max(self.peak, moment, key=lambda m: m.total)
+        self.moments.append(Moment(kept, self._gradients, passing, workspace))
 
     def _passing(self, *arrays: Array) -> int:
         """Bytes of arrays that nobody keeps."""

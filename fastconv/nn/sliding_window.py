@@ -27,7 +27,8 @@ def to_fully_convolutional(model: Module, input_shape: tuple[int, int, int]) -> 
     of `input_shape` the numbers are the same; on a larger one they are those of windows of that size, moved by the
     product of all strides: Sermanet et al. 2013, "OverFeat" (arXiv 1312.6229), and Long, Shelhamer and Darrell 2014
     (arXiv 1411.4038). Where a layer pads, a window that is computed alone has zeros around it, the same window within
-    an image has its neighbours: the scores of such networks differ a little.
+    an image has its neighbours: the scores of such networks differ a little, and the last windows may reach past the
+    image, by less than the product of all strides.
 
     Parameters
     ----------

@@ -20,14 +20,14 @@ def he_normal(model: _Model, rng: np.random.Generator | None, linear: bool = Tru
     """Draw the weights of convolutions anew, so that gradients neither vanish nor explode; returns the model.
 
     They are normal with the standard deviation sqrt(2 / fan_out), where ``fan_out`` counts the outputs that an input
-    takes part in (He et al. 2015, arXiv 1502.01852). Those of `Linear` layers, if `linear`, have 0.01, as in
-    torchvision's networks; biases are 0.
+    takes part in (He et al. 2015, arXiv 1502.01852), as if there were one group: that is torch's way. Those of
+    `Linear` layers, if `linear`, have 0.01, as in torchvision's networks; biases are 0.
     """
     random = generator(rng)
     for layer in model.modules():
         if isinstance(layer, Conv2d):
-            shape, groups = layer.weight.value.shape, layer.options[3]
-            _draw(layer, random, math.sqrt(2 * groups / (shape[0] * shape[2] * shape[3])))
+            outputs, _, height, width = layer.weight.value.shape
+            _draw(layer, random, math.sqrt(2 / (outputs * height * width)))
         elif isinstance(layer, Linear) and linear:
             _draw(layer, random, _LINEAR_DEVIATION)
     return model
