@@ -1,13 +1,16 @@
 """Check every kernel for GPUs on a GPU, then measure them beside cuDNN: one command.
 
-    python bench/gpu.py --json gpu.json --markdown docs/gpu.md
+    python bench/gpu.py --json gpu.json --markdown docs/gpu.md README.md
+    python bench/gpu.py --render bench/results/*.json --markdown docs/gpu.md README.md    # former runs; needs no GPU
 
 Needs PyTorch with CUDA and the extra ``cuda``. Errors are relative, norm(result - exact) / norm(exact), against float64
 on the same GPU; inputs are fresh and random, results poisoned. With ``--sanitize``, a subset runs under NVIDIA's
 compute-sanitizer first. Times are of the GPU alone: calls with inputs that change, so that caches do not keep them,
 are captured in a CUDA graph; medians of CUDA events around its replays, which take turns. cuDNN is PyTorch's,
 channels-last, its benchmark mode on, with TF32 where fastconv may use it.
-Ceilings are multiprocessors x clock x operations of one in a clock.
+Ceilings are multiprocessors x clock x operations of one in a clock. Registers are the most that a thread of one of the
+kernels takes which a call starts. What was measured is written after each list of layers, so that a run that is cut
+short leaves its figures.
 """
 
 from __future__ import annotations
@@ -17,17 +20,21 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
-from statistics import geometric_mean, median
+from statistics import median
 from time import perf_counter_ns
 from typing import Any
 
 import torch
-from gpu_cases import DIRECTIONS, Case, check, in_kind, kind_of
+from gpu_cases import DIRECTIONS, Case, check, in_kind, kind_of, started
+from gpu_report import write_markdown
 
 import fastconv
 from fastconv import algorithms, networks
+from fastconv.cuda import driver
 from fastconv.descriptor import parse
 from fastconv.problem import ConvProblem
 
@@ -52,8 +59,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--few", action="store_true", help="check a few problems, as under the sanitizer")
     parser.add_argument("--sanitize", action="store_true", help="run a subset under compute-sanitizer first")
     parser.add_argument("--sections", nargs="*", default=list(SECTIONS), choices=list(SECTIONS))
+    parser.add_argument("--render", nargs="*", type=Path, help="run nothing: tables of figures that --json wrote")
     parser.add_argument("--json", type=Path, help="write all figures here")
-    parser.add_argument("--markdown", type=Path, help="write the tables here")
+    parser.add_argument("--markdown", nargs="*", type=Path, help="write tables here, or between the marks of a file")
     return parser.parse_args()
 
 
@@ -124,23 +132,25 @@ def measure_one(problem: ConvProblem) -> dict[str, Any]:
         graphs[str(candidate)] = captured(lambda: [case.call(name, params) for case in cases])  # noqa: B023
     took = times(graphs)
     best = min((name for name in took if name != "cuDNN"), key=lambda name: took[name])
+    chosen = next(candidate for candidate in algorithms.candidates(problem) if str(candidate) == best)
+    kernels = started(cases[0].call(chosen.algorithm, dict(chosen.params)))
     rate, most = problem.flops / took[best] / 1e6, ceiling(kind)
     row = {"problem": problem.descriptor, "kind": kind, "direction": problem.direction, "us": took, "best": best,
-           "ratio": took["cuDNN"] / took[best], "tflops": rate, "ceiling": most and rate / most}  # fmt: skip
+           "ratio": took["cuDNN"] / took[best], "tflops": rate, "ceiling": most and rate / most,
+           "registers": max(map(driver.registers, kernels))}  # fmt: skip
     print(f"{row['ratio']:5.2f} of cuDNN, {rate:6.1f} TFLOP/s  {problem.descriptor}  {best}", flush=True)
     return row
 
 
-def measure(sections: list[str], batch: int) -> list[dict[str, Any]]:
-    """A row for each layer of each section in each kind and direction."""
-    rows = []
+def measure(sections: list[str], batch: int) -> Iterator[list[dict[str, Any]]]:
+    """A row for each layer of each section, for each kind and direction that has fast kernels."""
     for section in sections:
         kinds, directions = SECTIONS[section]
         for kind in kinds:
             for direction in directions:
-                found = [measure_one(in_kind(p, kind, direction)) for p in layers(section, batch)]
-                rows += [{"section": section, **row} for row in found]
-    return rows
+                problems = [in_kind(p, kind, direction) for p in layers(section, batch)]
+                fast = [p for p in problems if algorithms.candidates(p)[0].algorithm != "reference"]
+                yield [{"section": section, **measure_one(p)} for p in fast]
 
 
 def latency() -> dict[str, float]:
@@ -162,56 +172,40 @@ def latency() -> dict[str, float]:
     return {name: median(found[20:]) for name, found in samples.items()}
 
 
-def tables(rows: list[dict[str, Any]]) -> list[str]:
-    """A table for each section, kind and direction."""
-    lines = []
-    for key in dict.fromkeys((row["section"], row["kind"], row["direction"]) for row in rows):
-        mine = [row for row in rows if (row["section"], row["kind"], row["direction"]) == key]
-        mean = geometric_mean(row["ratio"] for row in mine)
-        lines += [f"## {', '.join(key)}", "", f"{mean:.2f} times as fast as cuDNN by geometric mean.", ""]
-        lines += [
-            "| problem | fastconv runs | us | of the ceiling | cuDNN, us | ratio |",
-            "|---|---|---:|---:|---:|---:|",
-        ]
-        for row in mine:
-            share = f"{row['ceiling']:.0%}" if row["ceiling"] else ""
-            ours, cudnn = row["us"][row["best"]], row["us"]["cuDNN"]
-            cells = (row["problem"], row["best"], f"{ours:.1f}", share, f"{cudnn:.1f}", f"{row['ratio']:.2f}")
-            lines += [f"| {' | '.join(cells)} |"]
-        lines += [""]
-    return lines
-
-
-def markdown(figures: dict[str, Any]) -> str:
-    """All that a run found."""
-    wrong = [row for row in figures["checks"] if not row["good"]]
-    lines = ["# Kernels for GPUs", "", figures["where"], ""]
-    lines += [f"{len(figures['checks'])} candidates compared with float64, {len(wrong)} wrong.", ""]
-    if figures.get("sanitizer"):
-        lines += [f"compute-sanitizer: {figures['sanitizer']}.", ""]
-    if figures.get("latency"):
-        calls = ", ".join(f"{name} {took:.1f}" for name, took in figures["latency"].items())
-        lines += [f"Microseconds of the host for a call on n1c8h8w8k8r3s3p1: {calls}.", ""]
-    return "\n".join(lines + tables(figures["times"]))
-
-
-def main() -> None:
-    """Check, measure, write."""
-    options = arguments()
-    torch.backends.cudnn.benchmark = True
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Check and measure; figures are written as they come."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    where = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}"
+    versions = f"torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}, numba-cuda {version('numba-cuda')}"
+    where = f"{torch.cuda.get_device_name()}, {versions}, {date.today()}"
     figures: dict[str, Any] = {"where": where, "times": []}
     if options.sanitize:
         figures["sanitizer"] = sanitized()
     figures["checks"] = check(options.few)
     if not options.check_only:
-        figures["latency"], figures["times"] = latency(), measure(options.sections, options.batch)
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1))
-    if options.markdown:
-        options.markdown.write_text(markdown(figures))
-    raise SystemExit(any(not row["good"] for row in figures["checks"]))
+        figures["latency"] = latency()
+        torch.backends.cudnn.benchmark = True
+        for rows in measure(options.sections, options.batch):
+            figures["times"] += rows
+            write(options, [figures])
+    write(options, [figures])
+    return figures
+
+
+def write(options: argparse.Namespace, runs: list[dict[str, Any]]) -> None:
+    """Figures, and tables of them, where they were asked for."""
+    if options.json and not options.render:
+        options.json.write_text(json.dumps(runs[0], indent=1))
+    for path in options.markdown or []:
+        write_markdown(path, runs)
+
+
+def main() -> None:
+    """Check, measure, write."""
+    options = arguments()
+    if options.render:
+        write(options, [json.loads(path.read_text()) for path in options.render])
+        return
+    raise SystemExit(any(not row["good"] for row in run(options)["checks"]))
 
 
 if __name__ == "__main__":

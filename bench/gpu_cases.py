@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 import fastconv
 from fastconv import algorithms, networks
 from fastconv.cuda.arrays import as_device_array
+from fastconv.cuda.kernel import Kernel, Launch
 from fastconv.descriptor import parse
 from fastconv.problem import ConvProblem
 
@@ -126,6 +128,19 @@ def pooled(result: Any, pool: Any) -> Any:
     if pool.mode == "avg":
         return functional.avg_pool2d(result, size, pool.stride, pool.padding, pool.ceil_mode, pool.count_include_pad)
     return functional.lp_pool2d(result, pool.norm_type, size, pool.stride, pool.ceil_mode)
+
+
+def started(call: Callable[[], None]) -> list[Kernel]:
+    """The kernels that a call starts."""
+    found, start = [], Launch.__call__
+
+    def remember(launch: Launch, *arguments: Any) -> None:
+        found.append(launch.kernel)
+        start(launch, *arguments)
+
+    with patch.object(Launch, "__call__", remember):
+        call()
+    return found
 
 
 def error(case: Case, algorithm: str, params: dict[str, int]) -> float:

@@ -78,6 +78,14 @@ def attributes(device: int) -> tuple[str, tuple[int, int], int, int, int, int]:
     return name, (major, minor), count, clock, l2, _checked(cu.cuDriverGetVersion())
 
 
+def registers(kernel: Kernel, device: int = 0) -> int:
+    """Registers that a thread of a kernel takes."""
+    from cuda.bindings import driver as cu
+
+    attribute = cu.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NUM_REGS
+    return _checked(cu.cuKernelGetAttribute(attribute, int(_function(kernel, device)), device))
+
+
 def free_bytes(device: int = 0) -> int:
     """Bytes of a device's memory that nobody has taken."""
     with _current(primary_context(device)) as cu:
