@@ -69,6 +69,7 @@ _MODULES = {
     ("conv_backward_input", "cuda", "tiled"): "fastconv.cuda.input_phases:by_tiled",
     ("conv_backward_input", "cuda", "depthwise"): "fastconv.cuda.depthwise_input",
     ("conv_backward_input", "cuda", "reference"): "fastconv.cuda.reference_backward",
+    ("conv_backward_weight", "cuda", "mma"): "fastconv.cuda.mma_weight",
     ("conv_backward_weight", "cuda", "tiled"): "fastconv.cuda.tiled_weight",
     ("conv_backward_weight", "cuda", "reference"): "fastconv.cuda.reference_backward",
     ("local", "cuda", "reference"): "fastconv.cuda.local",
