@@ -72,6 +72,7 @@ _MODULES = {
     ("conv_backward_input", "cuda", "depthwise"): "fastconv.cuda.strip_phases:by_depthwise",
     ("conv_backward_input", "cuda", "grouped"): "fastconv.cuda.strip_phases:by_grouped",
     ("conv_backward_input", "cuda", "reference"): "fastconv.cuda.reference_backward",
+    ("conv_backward_weight", "cuda", "mma"): "fastconv.cuda.mma_weight",
     ("conv_backward_weight", "cuda", "depthwise"): "fastconv.cuda.depthwise_weight",
     ("conv_backward_weight", "cuda", "tiled"): "fastconv.cuda.tiled_weight",
     ("conv_backward_weight", "cuda", "reference"): "fastconv.cuda.reference_backward",

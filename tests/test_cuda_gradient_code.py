@@ -53,6 +53,7 @@ def test_input_gradients_of_few_channels_have_a_narrow_tile() -> None:
     assert tile.shared_bytes <= SHARED_MEMORY
 
 
-def test_splits_are_added_with_no_memory_but_registers() -> None:
-    code = sum_splits._compiled().cubin((8, 0))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_splits_are_added_with_no_memory_but_registers(dtype: str) -> None:
+    code = sum_splits._compiled(dtype).cubin((8, 0))
     assert registers(code).stack == 0

@@ -14,8 +14,9 @@ if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1":
 if missing():
     pytest.skip(missing(), allow_module_level=True)
 
-from fastconv.cuda import mma, pack_units
+from fastconv.cuda import mma, mma_weight, pack_units
 from fastconv.cuda.mma_tile import MmaTile
+from fastconv.cuda.mma_weight_tile import MmaWeightTile
 
 SHARED_MEMORY = 99 << 10  # bytes of a block on the smallest GPUs that copy asynchronously, compute capability 8.6
 INSTRUCTIONS = {"float32": 4.7, "bfloat16": 3.6, "float16": 3.6}  # per multiplication, of the largest tiles
@@ -39,6 +40,24 @@ def test_tensor_cores_multiply_most_of_the_time(rows_columns: tuple[int, int], d
         sum(n for name, n in found.items() if name.startswith("LDSM")) == 2 * (tile.warp_rows + tile.warp_columns) // 16
     )
     assert found["LDGSTS.E.BYPASS.128"] and found["LDGSTS.E.128"] and found["STG.E.128"]
+    assert tile.shared_bytes(dtype) <= SHARED_MEMORY
+
+
+@pytest.mark.parametrize("target", [(8, 0), (9, 0)], ids=str)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("rows_columns", mma_weight.TILES, ids=str)
+def test_weight_gradients_multiply_most_of_the_time(rows_columns: tuple[int, int], dtype: str, target: Any) -> None:
+    tile = MmaWeightTile(*rows_columns)
+    code = mma_weight.compiled(tile, dtype).cubin(target)
+    text, used = disassemble(code), registers(code)
+    loop, found = main_loop(text, "HMMA"), opcodes(text)
+    assert loop.hits == 2 * tile.warp_rows // 16 * (tile.warp_columns // 8)
+    if tile.sums == 128:
+        assert loop.instructions / loop.hits < 3.3
+    assert used.stack == 0 and not any(name.startswith(("LDL", "STL")) for name in found)
+    assert used.count * tile.threads * mma.blocks_at_once(tile) <= 65536
+    assert found["LDSM.16.MT88.4"] == 2 * (tile.warp_rows + tile.warp_columns) // 16
+    assert found["LDGSTS.E.BYPASS.128"] and not found["LDGSTS.E"]
     assert tile.shared_bytes(dtype) <= SHARED_MEMORY
 
 

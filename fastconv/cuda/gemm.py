@@ -42,14 +42,29 @@ class Tile:
         return self.rows * self.columns // 64
 
     @property
+    def depth(self) -> int:
+        """Terms of a slice."""
+        return DEPTH
+
+    @property
+    def left_pitch(self) -> int:
+        """Elements from the rows of a term to those of the next one."""
+        return self.rows + PAD
+
+    @property
+    def right_pitch(self) -> int:
+        """Elements from the columns of a term to those of the next one."""
+        return self.columns + self.right_pad
+
+    @property
     def left_slice(self) -> int:
         """Elements of a slice of the left matrix in shared memory."""
-        return DEPTH * (self.rows + PAD)
+        return DEPTH * self.left_pitch
 
     @property
     def slice(self) -> int:
         """Elements of a slice of both."""
-        return self.left_slice + DEPTH * (self.columns + self.right_pad)
+        return self.left_slice + DEPTH * self.right_pitch
 
     @property
     def shared_bytes(self) -> int:
@@ -81,8 +96,8 @@ def place_of(tile: Tile) -> Any:
 @cache
 def multiplication(tile: Tile) -> Any:
     """The device function ``multiply(shared, at, x, y, sums)``: add the product of the slices at an element."""
-    PITCH, HALF_ROWS, HALF_COLUMNS = tile.rows + PAD, tile.rows // 2, tile.columns // 2
-    RIGHT, RIGHT_PITCH = tile.left_slice, tile.columns + tile.right_pad
+    PITCH, HALF_ROWS, HALF_COLUMNS = tile.left_pitch, tile.rows // 2, tile.columns // 2
+    RIGHT, RIGHT_PITCH = tile.left_slice, tile.right_pitch
 
     @device
     def add_term(shared, left, right, a, b, sums):

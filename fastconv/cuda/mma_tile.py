@@ -94,12 +94,38 @@ def placing(units: int) -> Any:
 
 
 @cache
+def step(tile: MmaTile, dtype: str, load: Any, block: int) -> Any:
+    """The device function ``add_step(shared, left, right, a, b, sums)``: products of all fragments of a step.
+
+    `load` is `load_matrices`, or for slices that lie by terms `load_matrices_transposed`; 16 rows or columns further
+    on, `block` elements further on in shared memory, is the next fragment.
+    """
+    DOWN, ACROSS, BLOCK, ROUNDS = tile.warp_rows // 16, tile.warp_columns // 16, block, dtype == "float32"
+    mma = _MMA[dtype]
+
+    @device
+    def add_step(shared, left, right, a, b, sums):
+        for i in range(DOWN):
+            load(a, i * 4, shared, int32(left + i * BLOCK))
+        for j in range(ACROSS):
+            load(b, j * 4, shared, int32(right + j * BLOCK))
+        if ROUNDS:
+            for i in range(DOWN * 4):
+                a[i] = to_tf32(a[i])
+        for i in range(DOWN):
+            for j in range(ACROSS):
+                mma(sums, (i * ACROSS + j) * 8, a, i * 4, b, j * 4)
+                mma(sums, (i * ACROSS + j) * 8 + 4, a, i * 4, b, j * 4 + 2)
+
+    return add_step
+
+
+@cache
 def multiplication(tile: MmaTile, dtype: str, width: int) -> Multiplication:
     """That of a tile, for elements of a dtype, `width` of them in a unit; float32 is rounded to TF32."""
-    DOWN, ACROSS, RIGHT = tile.warp_rows // 16, tile.warp_columns // 16, tile.rows
-    WARP_ROWS, WARP_COLUMNS, WIDTH, ROUNDS = tile.warp_rows, tile.warp_columns, width, dtype == "float32"
-    UNITS, BLOCK = tile.units, 16 * tile.units * WIDTH  # elements of 16 rows
-    mma, place = _MMA[dtype], placing(tile.units)
+    WARP_ROWS, WARP_COLUMNS, WIDTH, RIGHT = tile.warp_rows, tile.warp_columns, width, tile.rows
+    UNITS, place = tile.units, placing(tile.units)
+    add_step = step(tile, dtype, load_matrices, 16 * UNITS * WIDTH)
 
     @device
     def places(thread, left, right):
@@ -109,20 +135,6 @@ def multiplication(tile: MmaTile, dtype: str, width: int) -> Multiplication:
         for step in range(2):
             left[step] = int32(place(row, int32(2 * step + lane // 16)) * WIDTH)
             right[step] = int32((RIGHT * UNITS + place(column, int32(2 * step + lane // 8 % 2))) * WIDTH)
-
-    @device
-    def add_step(shared, left, right, a, b, sums):
-        for i in range(DOWN):
-            load_matrices(a, i * 4, shared, int32(left + i * BLOCK))
-        for j in range(ACROSS):
-            load_matrices(b, j * 4, shared, int32(right + j * BLOCK))
-        if ROUNDS:
-            for i in range(DOWN * 4):
-                a[i] = to_tf32(a[i])
-        for i in range(DOWN):
-            for j in range(ACROSS):
-                mma(sums, (i * ACROSS + j) * 8, a, i * 4, b, j * 4)
-                mma(sums, (i * ACROSS + j) * 8 + 4, a, i * 4, b, j * 4 + 2)
 
     @device
     def multiply(shared, at, left, right, a, b, sums):

@@ -8,6 +8,7 @@ from functools import cache
 from typing import NamedTuple
 
 from fastconv.cuda.arrays import DeviceArray, as_device_array, library_of
+from fastconv.cuda.codec import codec
 from fastconv.cuda.conv_kernel import DeviceKernel, Strides, WeightKernel
 from fastconv.cuda.kernel import Kernel, Launch
 from fastconv.cuda.toolkit import cuda, float32, int64, numbers, pointer
@@ -18,13 +19,21 @@ _WEIGHTS = 32  # of a block: neighbours in memory for the lanes of a warp; its w
 
 
 class SumGeometry(NamedTuple):
-    """Sizes of weights (K, C, R, S) and their strides in elements."""
+    """Sizes of weights (K, C, R, S) and their strides in elements.
+
+    Filters are those of a group; where sums lie, a group has `sum_filters` of them, a filter `sum_channels` channels,
+    and a split has `sums`.
+    """
 
     splits: int
     weights: int
+    filters: int
     channels: int
     kernel_h: int
     kernel_w: int
+    sums: int
+    sum_filters: int
+    sum_channels: int
     w_filter: int
     w_channel: int
     w_row: int
@@ -32,34 +41,44 @@ class SumGeometry(NamedTuple):
 
 
 @cache
-def _compiled() -> Kernel:
+def _compiled(dtype: str) -> Kernel:
     WARPS = _THREADS // _WEIGHTS
+    stored, _, _, write = codec(dtype)
 
     def sum_splits(partial, out, g):
         shared = cuda.shared.array(_THREADS, float32)
         thread = cuda.threadIdx.x
         index, split = cuda.blockIdx.x * _WEIGHTS + thread % _WEIGHTS, thread // _WEIGHTS
+        c, tap = index % g.channels, index // g.channels
+        s, rest = tap % g.kernel_w, tap // g.kernel_w
+        r, k = rest % g.kernel_h, rest // g.kernel_h
+        at = ((k // g.filters * g.sum_filters + k % g.filters) * g.kernel_h + r) * g.kernel_w + s
+        at = at * g.sum_channels + c
         total = float32(0)
         if index < g.weights:
             while split < g.splits:
-                total += partial[split * g.weights + index]
+                total += partial[split * g.sums + at]
                 split += WARPS
         shared[thread] = total
         cuda.syncthreads()
         if thread < _WEIGHTS and index < g.weights:
             for warp in range(1, WARPS):
                 total += shared[warp * _WEIGHTS + thread]
-            c, tap = index % g.channels, index // g.channels
-            s, rest = tap % g.kernel_w, tap // g.kernel_w
-            r, k = rest % g.kernel_h, rest // g.kernel_h
-            out[k * g.w_filter + c * g.w_channel + r * g.w_row + s * g.w_column] = total
+            write(out, k * g.w_filter + c * g.w_channel + r * g.w_row + s * g.w_column, total)
 
-    array = pointer(float32)
-    return Kernel(sum_splits, (array, array, numbers(int64, SumGeometry)), threads=_THREADS)
+    kinds = (pointer(float32), pointer(stored), numbers(int64, SumGeometry))
+    return Kernel(sum_splits, kinds, (dtype,), threads=_THREADS)
 
 
 class SplitSum(DeviceKernel):
     """Adds the sums of all splits; `launch` gets the strides of `scratch` and of the weights.
+
+    Parameters
+    ----------
+    problem : ConvProblem
+    splits : int
+    filled : ConvProblem, optional
+        The problem whose sums they are, with groups filled up to more channels and filters, if it is another.
 
     Attributes
     ----------
@@ -69,26 +88,28 @@ class SplitSum(DeviceKernel):
 
     problem: ConvProblem
 
-    def __init__(self, problem: ConvProblem, splits: int) -> None:
+    def __init__(self, problem: ConvProblem, splits: int, filled: ConvProblem | None = None) -> None:
         super().__init__(problem)
-        self.splits = splits
-        self.workspace_bytes = problem.itemsize * splits * math.prod(problem.weight_shape)
+        self.splits, self.filled = splits, filled or problem
+        self.workspace_bytes = 4 * splits * math.prod(self.filled.weight_shape)
 
     def scratch(self, like: DeviceArray) -> DeviceArray:
-        """New memory for the sums: weights (splits*K, C, R, S), channels neighbours, where `like` is."""
-        filters, channels, kernel_h, kernel_w = self.problem.weight_shape
+        """New memory for the sums: float32 (splits*K, C, R, S), channels neighbours, where `like` is."""
+        filters, channels, kernel_h, kernel_w = self.filled.weight_shape
         shape = (self.splits * filters, channels, kernel_h, kernel_w)
         strides = (channels * kernel_h * kernel_w, 1, kernel_w * channels, channels)
         library = library_of(like.owner)
         assert library is not None
-        partial = as_device_array(library.new(shape, strides, self.problem.dtype, like.owner), "partial")
+        partial = as_device_array(library.new(shape, strides, "float32", like.owner), "partial")
         return replace(partial, stream=like.stream)
 
     def launch(self, *strides: Strides) -> Launch:
         _, out = strides
-        weights = math.prod(self.problem.weight_shape)
-        values = (SumGeometry(self.splits, weights, *self.problem.weight_shape[1:], *out),)
-        return Launch(_compiled(), (-(-weights // _WEIGHTS),), values)
+        p, filled = self.problem, self.filled
+        weights, filters = math.prod(p.weight_shape), p.out_channels // p.groups
+        sums = math.prod(filled.weight_shape), filled.out_channels // p.groups, filled.weight_shape[1]
+        values = (SumGeometry(self.splits, weights, filters, *p.weight_shape[1:], *sums, *out),)
+        return Launch(_compiled(p.dtype), (-(-weights // _WEIGHTS),), values)
 
 
 class SplitWeightKernel(WeightKernel):

@@ -12,22 +12,21 @@ import math
 from functools import cache
 
 from fastconv.algorithms import Params
-from fastconv.cuda.conv_kernel import Strides, check_reach
+from fastconv.cuda.conv_kernel import Strides
 from fastconv.cuda.gemm import DEPTH, PAD, STAGES, Tile, multiplication, place_of
 from fastconv.cuda.kernel import MOST_BLOCKS, Kernel, Launch
-from fastconv.cuda.product_cost import LAUNCH_NS, PROCESSORS, blocks_at_once, product_ns
+from fastconv.cuda.product_cost import LAUNCH_NS, blocks_at_once, product_ns
 from fastconv.cuda.ptx import commit, wait
 from fastconv.cuda.store_tile import storing
 from fastconv.cuda.sum_splits import SplitWeightKernel
 from fastconv.cuda.toolkit import cuda, device, float32, int32, numbers, pointer
 from fastconv.cuda.weight_slices import COLUMN_FIELDS, PIXEL_FIELDS, Copies, WeightGeometry, own_columns, slicing
+from fastconv.cuda.weight_splits import matrix, share, tiles, useful_splits
 from fastconv.problem import ConvProblem
 
 TILES = [(128, 128), (128, 64), (64, 128), (64, 64), (64, 32)]
 _NARROW = 256  # columns that narrow tiles may fill better
 _ARRIVING = STAGES - 2
-_FEWEST_SLICES = 16  # of a split: it takes three to begin
-_WAVES = (1, 2, 4)  # of blocks on the whole GPU
 _BYTE_NS = 1 / 2_000  # sums of splits, written and read
 
 
@@ -44,45 +43,25 @@ def _tile(params: Params) -> Tile:
     return Tile(params["filters"], params["columns"], PAD)
 
 
-def _matrix(problem: ConvProblem) -> tuple[int, int, int]:
-    """Rows and columns of a group's gradient, and the pixels that they are summed over."""
-    columns = math.prod(problem.weight_shape[1:])
-    return problem.out_channels // problem.groups, columns, problem.batch * math.prod(problem.conv_size)
-
-
-def _tiles(problem: ConvProblem, tile: Tile) -> tuple[int, int]:
-    """How many tiles cover the filters and the columns of a group."""
-    filters, columns, _ = _matrix(problem)
-    return -(-filters // tile.rows), -(-columns // tile.columns)
-
-
-def _share(problem: ConvProblem, splits: int) -> int:
-    """Pixels of a split, whole slices of them."""
-    return -(-_matrix(problem)[2] // (DEPTH * splits)) * DEPTH
-
-
 def space(problem: ConvProblem) -> list[Params]:
     """Tiles that filters and columns fill at least half, and splits that fill the GPU once and a few times."""
-    filters, columns, pixels = _matrix(problem)
+    filters, columns, _ = matrix(problem)
     found = []
     for m, n in TILES:
         narrow = n == min(TILES)[1]
         if (m >= 2 * filters and m > min(TILES)[0]) or (columns >= _NARROW if narrow else n >= 2 * columns):
             continue
         tile = Tile(m, n, PAD)
-        blocks, most = math.prod(_tiles(problem, tile)) * problem.groups, pixels // (DEPTH * _FEWEST_SLICES)
-        wanted = (min(most, waves * PROCESSORS * blocks_at_once(tile) // blocks) for waves in _WAVES)
-        shares = {_share(problem, max(1, splits)) for splits in wanted}
-        splits = {-(-pixels // share) if share else 1 for share in shares}  # none of them empty
-        found += [{"filters": m, "columns": n, "splits": s} for s in sorted(splits, reverse=True)]
+        splits = useful_splits(problem, tile, blocks_at_once(tile))
+        found += [{"filters": m, "columns": n, "splits": count} for count in splits]
     return found
 
 
 def cost(problem: ConvProblem, params: Params) -> float:
     """Predicted time in nanoseconds on a large GPU: whole waves of blocks, and the sums that they leave."""
-    filters, columns, _ = _matrix(problem)
+    filters, columns, _ = matrix(problem)
     splits = params["splits"]
-    total = product_ns(_tile(params), filters, columns, _share(problem, splits), problem.groups * splits)
+    total = product_ns(_tile(params), filters, columns, share(problem, splits, DEPTH), problem.groups * splits)
     if splits == 1:
         return total
     return total + LAUNCH_NS + 2 * problem.itemsize * splits * math.prod(problem.weight_shape) * _BYTE_NS
@@ -191,20 +170,6 @@ class TiledWeight(SplitWeightKernel):
 
     def _launch(self, strides: tuple[Strides, ...], copies: Copies) -> Launch:
         p, tile = self.problem, self.tile
-        x, grad, out = strides
-        filters, channels, kernel_h, kernel_w = p.weight_shape
-        check_reach(p.in_shape, x)
-        check_reach(p.out_shape, grad)
-        check_reach((self.splits * filters, channels, kernel_h, kernel_w), out)
-        (height, width), (stride_h, stride_w), ((top, _), (left, _)) = p.conv_size, p.stride, p.padding
-        filter_tiles, column_tiles = _tiles(p, tile)
-        group_filters, columns, pixels = _matrix(p)
-        numbers: tuple[int, ...] = (
-            pixels, _share(p, self.splits), channels, group_filters, columns, column_tiles, filter_tiles, *p.in_size,
-            height, width, kernel_w, stride_h, stride_w, top, left, *p.dilation, *x, *grad,
-            height * stride_h, width * stride_w,
-            DEPTH * stride_w * x[3], stride_h * x[2] - width * stride_w * x[3], x[0] - height * stride_h * x[2],
-            DEPTH * grad[3], grad[2] - width * grad[3], grad[0] - height * grad[2], filters * out[0], *out,
-        )  # fmt: skip
-        grid = (column_tiles * filter_tiles * self.splits, 1, p.groups)
-        return Launch(compiled(tile, copies), grid, (WeightGeometry(*numbers),), tile.shared_bytes)
+        grid = (math.prod(tiles(p, tile)) * self.splits, 1, p.groups)
+        geometry = WeightGeometry.of(p, tile, self.splits, *strides)
+        return Launch(compiled(tile, copies), grid, (geometry,), tile.shared_bytes)

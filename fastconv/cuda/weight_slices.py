@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
-from fastconv.cuda.gemm import DEPTH, PAD, Tile
+from fastconv.cuda.conv_kernel import Strides, check_reach
 from fastconv.cuda.ptx import copy_async4, copy_async16
 from fastconv.cuda.toolkit import device, int32, uint32
+from fastconv.cuda.weight_splits import matrix, share, tiles
+from fastconv.problem import ConvProblem
 
 # Of the pixel: how many are left from it on, its place in x, and the elements of x and of the gradient.
 LEFT, ROW, COLUMN, X, GRAD = range(5)
@@ -71,6 +73,26 @@ class WeightGeometry(NamedTuple):
     w_row: int
     w_column: int
 
+    @classmethod
+    def of(cls, problem: ConvProblem, tile: Any, splits: int, *strides: Strides) -> WeightGeometry:
+        """From the strides of x, of the output's gradient, and of the sums (splits*K, C/groups, R, S)."""
+        p, (x, grad, out) = problem, strides
+        filters, channels, kernel_h, kernel_w = p.weight_shape
+        check_reach(p.in_shape, x)
+        check_reach(p.out_shape, grad)
+        check_reach((splits * filters, channels, kernel_h, kernel_w), out)
+        (height, width), (stride_h, stride_w), ((top, _), (left, _)) = p.conv_size, p.stride, p.padding
+        filter_tiles, column_tiles = tiles(p, tile)
+        group_filters, columns, pixels = matrix(p)
+        numbers: tuple[int, ...] = (
+            pixels, share(p, splits, tile.depth), channels, group_filters, columns, column_tiles, filter_tiles,
+            *p.in_size, height, width, kernel_w, stride_h, stride_w, top, left, *p.dilation, *x, *grad,
+            height * stride_h, width * stride_w,
+            tile.depth * stride_w * x[3], stride_h * x[2] - width * stride_w * x[3], x[0] - height * stride_h * x[2],
+            tile.depth * grad[3], grad[2] - width * grad[3], grad[0] - height * grad[2], filters * out[0], *out,
+        )  # fmt: skip
+        return cls(*numbers)
+
 
 @dataclass(frozen=True)
 class Copies:
@@ -81,28 +103,36 @@ class Copies:
     channels_last : bool
         Whether neighbouring threads copy neighbouring channels, which must be neighbours in memory, or pixels.
     grad_vectors, x_vectors : bool
-        Whether a copy has four channels, 16 bytes; only channels-last.
+        Whether a copy has 16 bytes of neighbouring channels; only channels-last.
+    width : int
+        Channels in 16 bytes.
     """
 
     channels_last: bool
     grad_vectors: bool = False
     x_vectors: bool = False
+    width: int = 4
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Channels in a copy of the gradient and in one of x."""
+        return self.width if self.grad_vectors else 1, self.width if self.x_vectors else 1
 
     @property
     def words(self) -> tuple[str, ...]:
         """For a kernel's name."""
-        return "nhwc" if self.channels_last else "nchw", f"{1 + 3 * self.grad_vectors}x{1 + 3 * self.x_vectors}"
+        return "nhwc" if self.channels_last else "nchw", "x".join(map(str, self.widths))
 
 
 @cache
-def own_columns(tile: Tile, copies: Copies) -> int:
+def own_columns(tile: Any, copies: Copies) -> int:
     """Copies of the right matrix that a thread makes for each slice."""
-    return tile.columns * DEPTH // tile.threads // (4 if copies.x_vectors else 1)
+    return tile.columns * tile.depth // tile.threads // copies.widths[1]
 
 
 @cache
-def slicing(tile: Tile, copies: Copies) -> Any:
-    """Three device functions for a tile and a way of copying.
+def slicing(tile: Any, copies: Copies) -> Any:
+    """Three device functions for a `Tile` or an `MmaWeightTile`, and a way of copying.
 
     ``start(g, thread, group, split, first_filter, first_column, pixel, columns)`` gives the places in a slice of the
     left and of the right matrix that a thread writes first, and its filters until the last,
@@ -110,11 +140,11 @@ def slicing(tile: Tile, copies: Copies) -> Any:
     pixel)`` goes on to the next slice. `pixel` and `columns` are local int32 arrays (PIXEL_FIELDS,) and
     (`own_columns`, COLUMN_FIELDS).
     """
-    CHANNELS_LAST, LANES = copies.channels_last, tile.threads // DEPTH
-    GRAD_WIDTH, X_WIDTH = 4 if copies.grad_vectors else 1, 4 if copies.x_vectors else 1
+    CHANNELS_LAST, DEPTH, LANES = copies.channels_last, tile.depth, tile.threads // tile.depth
+    GRAD_WIDTH, X_WIDTH = copies.widths
     OWN_FILTERS, OWN_COLUMNS = tile.rows // LANES // GRAD_WIDTH, own_columns(tile, copies)
     FILTER_STEP, COLUMN_STEP = LANES * GRAD_WIDTH, LANES * X_WIDTH
-    LEFT_PITCH, RIGHT_PITCH = tile.rows + PAD, tile.columns + tile.right_pad
+    LEFT_PITCH, RIGHT_PITCH = tile.left_pitch, tile.right_pitch
     copy_grad = copy_async16 if copies.grad_vectors else copy_async4
     copy_x = copy_async16 if copies.x_vectors else copy_async4
 
@@ -122,7 +152,10 @@ def slicing(tile: Tile, copies: Copies) -> Any:
     def own(thread):
         """A thread's pixel in a slice, and its number among those that copy it."""
         if CHANNELS_LAST:
-            return int32(thread // LANES), int32(thread % LANES)
+            number = int32(thread // LANES)
+            if DEPTH > 8:  # eight lanes that write at once have pixels four apart, whose rows meet other banks
+                number = int32(number // 8 * 8 + number % 2 * 4 + number // 2 % 4)
+            return number, int32(thread % LANES)
         return int32(thread % DEPTH), int32(thread // DEPTH)
 
     @device

@@ -13,6 +13,8 @@ from support import as_format, assert_close, make_arrays, poisoned, spread, tole
 
 from fastconv.cuda import input_phases, tiled_weight
 from fastconv.cuda.conv_kernel import check_reach
+from fastconv.cuda.gemm import DEPTH
+from fastconv.cuda.weight_splits import share
 from fastconv.descriptor import parse
 from fastconv.phases import split_axis
 from fastconv.problem import ConvProblem
@@ -127,9 +129,9 @@ def test_splits_fill_a_gpu_and_none_is_empty(text: str) -> None:
     problem = parse(f"{text}_wgrad_cuda")
     pixels = problem.batch * math.prod(problem.conv_size)
     for params in tiled_weight.space(problem):
-        share = tiled_weight._share(problem, params["splits"])
-        assert share * (params["splits"] - 1) < max(pixels, 1) and share * params["splits"] >= pixels
-        assert share >= 128 or params["splits"] == 1
+        own = share(problem, params["splits"], DEPTH)
+        assert own * (params["splits"] - 1) < max(pixels, 1) and own * params["splits"] >= pixels
+        assert own >= 128 or params["splits"] == 1
         assert tiled_weight.cost(problem, params) > 0
 
 

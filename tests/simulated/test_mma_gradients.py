@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from simulator import make, on_gpu
 from support import as_format, poisoned, spread
-from test_mma import ROUNDED, arrays, check, exact, result, sent, stored
+from test_mma import EPSILON, ROUNDED, arrays, check, exact, loaded, result, sent, stored
 
 from fastconv import algorithms
+from fastconv.cuda import mma_weight
+from fastconv.cuda.weight_splits import share
 from fastconv.descriptor import parse
 from fastconv.problem import ConvProblem
-from fastconv.reference_backward import conv_input
+from fastconv.reference_backward import conv_input, conv_weight
 
 
 def given(problem: ConvProblem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -67,3 +70,67 @@ def test_one_copy_of_the_gradient_serves_all_phases() -> None:
     packed = sum(phase.packer.size for _, phase in kernel.kernels)
     assert len(kernel.kernels) == 4 and kernel.workspace_bytes == 2 * (packed + 2 * 3 * 3 * 8)
     assert not any(phase.images.expected for _, phase in kernel.kernels)
+
+
+# Tiles of both axes, images that a slice goes on to, a split that has nothing, taps of neighbouring columns, and groups
+# whose channels and filters are no whole units.
+WEIGHTS = [
+    ("n1c8h2w4k72r1s3p0.1_bf16_nhwc", (64, 64, 1)), ("n2c8h7w5k16r2s1p1.0u2.1d1.2_f16_nhwc", (64, 64, 3)),
+    ("n1c16h3w3k8r1s2p0.1.2.0u2_bf16_nchw", (64, 64, 1)), ("n2c6h5w5k10r2s2g2_f16_nhwc", (64, 64, 2)),
+    ("n1c3h4w3k5r3s3p1_bf16_nchw", (64, 64, 1)), ("n0c8h3w3k8r1s1_f16_nhwc", (64, 64, 1)),
+    ("n1c8h6w7k8r3s3p1_f16_nhwc", (64, 128, 1)), ("n1c24h1w5k8r1s3p0.1_bf16_nhwc", (128, 64, 1)),
+    ("n1c72h2w9k8r1s2_bf16_nhwc", (128, 128, 1)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "params"), WEIGHTS)
+def test_weights(text: str, params: tuple[int, int, int]) -> None:
+    problem = parse(f"{text}_wgrad_cuda")
+    x, _, grad = given(problem)
+    out, target = result(replace(problem, memory_format="contiguous"), problem.weight_shape)
+    kernel = make(problem, "mma", dict(zip(("filters", "columns", "splits"), params, strict=True)))
+    kernel.run(sent(x, problem.dtype), sent(grad, problem.dtype), target)
+    bound = EPSILON[problem.dtype] + 2.0**-22 * max(1, problem.batch * math.prod(problem.conv_size))
+    np.testing.assert_allclose(loaded(out, problem.dtype), conv_weight(exact(problem), x, grad), rtol=bound, atol=bound)
+
+
+def test_weights_of_any_strides_are_the_same_in_every_run() -> None:
+    problem, results = parse("n2c8h3w4k6r2s2_f16_nhwc_wgrad_cuda"), []
+    x, _, grad = given(problem)
+    kernel = make(problem, "mma", {"filters": 64, "columns": 64, "splits": 1})
+    for _ in range(2):
+        out = poisoned(problem.weight_shape, "int16", "channels_last")
+        arrays = (sent(a, problem.dtype) for a in (np.ascontiguousarray(x), grad))  # one of them in another format
+        kernel.run(*arrays, replace(on_gpu(out.array), dtype=problem.dtype))
+        results.append(np.ascontiguousarray(out.array))
+        out.check()
+    np.testing.assert_array_equal(*results)
+    np.testing.assert_allclose(
+        loaded(results[0], "float16"), conv_weight(exact(problem), x, grad), rtol=2e-3, atol=2e-3
+    )
+
+
+REFUSED = [
+    ("n1c3h9w9k4r3s3_dgrad", "TF32"), ("n1c3h9w9k4r3s3_f64_dgrad", "float64"),
+    ("n1c3h99w99k4r3s3u9_bf16_dgrad", "phases"), ("n1c3h99w99k4r33s3u2_bf16_dgrad", "rows"),
+    ("n70000c8h64w64k1r3s3_bf16_dgrad", "2**30"), ("n6000c1h160w160k1r3s3p1_bf16_dgrad", "2**30"),
+    ("n1c3h9w9k4r3s3_tf32_wgrad", "float32"), ("n6000c1h160w160k1r3s3p1_bf16_wgrad", "2**30"),
+    ("n1c65536h9w9k65536r3s3g65536_bf16_wgrad", "groups"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "word"), REFUSED)
+def test_what_gradients_on_tensor_cores_refuse(text: str, word: str) -> None:
+    reason = algorithms.unsupported(parse(f"{text}_cuda"), "mma")
+    assert reason is not None and word in reason
+
+
+@pytest.mark.parametrize("text", ["n32c64h56w56k64r3s3p1", "n32c3h224w224k64r7s7p3u2", "n1c512h7w7k512r3s3p1"])
+def test_splits_of_weights_fill_a_gpu_and_none_is_empty(text: str) -> None:
+    problem = parse(f"{text}_bf16_wgrad_cuda")
+    pixels = problem.batch * math.prod(problem.conv_size)
+    for params in mma_weight.space(problem):
+        own = share(problem, params["splits"], 32)
+        assert own * (params["splits"] - 1) < pixels <= own * params["splits"]
+        assert own >= 512 or params["splits"] == 1
+        assert mma_weight.cost(problem, params) > 0
