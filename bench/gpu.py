@@ -3,14 +3,15 @@
     python bench/gpu.py --json gpu.json --markdown docs/gpu.md README.md
     python bench/gpu.py --render bench/results/*.json --markdown docs/gpu.md README.md    # former runs; needs no GPU
 
-Needs PyTorch with CUDA and the extra ``cuda``. Errors are relative, norm(result - exact) / norm(exact), against float64
-on the same GPU; inputs are fresh and random, results poisoned. With ``--sanitize``, a subset runs under NVIDIA's
-compute-sanitizer first. Times are of the GPU alone: calls with inputs that change, so that caches do not keep them,
-are captured in a CUDA graph; medians of CUDA events around its replays, which take turns. cuDNN is PyTorch's,
-channels-last, its benchmark mode on, with TF32 where fastconv may use it.
-Ceilings are multiprocessors x clock x operations of one in a clock. Registers are the most that a thread of one of the
-kernels takes which a call starts. What was measured is written after each list of layers, so that a run that is cut
-short leaves its figures.
+Needs PyTorch with CUDA and the extra ``cuda``; `bench/gpu_compile.py` compiles the kernels before, on all cores.
+
+Errors are relative, norm(result - exact) / norm(exact), against float64 on the same GPU; inputs are fresh and random,
+results poisoned. With ``--sanitize``, a subset runs under NVIDIA's compute-sanitizer first. Times are of the GPU alone:
+calls with inputs that change, so that caches do not keep them, are captured in a CUDA graph; medians of CUDA events
+around its replays, which take turns. cuDNN is PyTorch's, channels-last, its benchmark mode on, with TF32 where fastconv
+may use it. Ceilings are multiprocessors x clock x operations of one in a clock. Registers are the most that a thread of
+one of the kernels takes which a call starts. What was measured is written after each list of layers, so that a run that
+is cut short leaves its figures.
 """
 
 from __future__ import annotations
@@ -29,26 +30,18 @@ from time import perf_counter_ns
 from typing import Any
 
 import torch
-from gpu_cases import DIRECTIONS, Case, check, in_kind, kind_of, started
+from gpu_cases import Case, check, started
+from gpu_problems import SECTIONS, kind_of, layers, to_measure
 from gpu_report import write_markdown
 
 import fastconv
-from fastconv import algorithms, networks
+from fastconv import algorithms
 from fastconv.cuda import driver
-from fastconv.descriptor import parse
 from fastconv.problem import ConvProblem
 
 SETS, ROUNDS = 4, 15  # inputs that change, one for each call of a sample; samples
 # Operations of a multiprocessor in a clock, by compute capability: NVIDIA's architecture whitepapers, dense.
 RATES = {(8, 0): {"f32": 128, "tf32": 1024, "bf16": 2048}, (9, 0): {"f32": 256, "tf32": 2048, "bf16": 4096}}
-SECTIONS = {
-    "ResNet-50": (("f32", "tf32", "bf16"), DIRECTIONS),
-    "depthwise": (("f32",), DIRECTIONS),
-    "fused": (("f32",), DIRECTIONS[:1]),
-}
-GROUPED = ["c128h56w56k128r3s3p1g32", "c256h28w28k256r3s3p1g32", "c512h14w14k512r3s3p1g32"]
-FUSED = ["c3h224w224k64r7s7p3u2_bias_relu_max3u2p1", "c64h224w224k64r3s3p1_bias_relu_max2u2",
-         "c128h112w112k128r3s3p1_bias_relu_max2u2", "c512h28w28k512r3s3p1_bias_relu_max2u2"]  # fmt: skip
 
 
 def arguments() -> argparse.Namespace:
@@ -73,16 +66,6 @@ def sanitized() -> str:
     command = [tool, "--error-exitcode", "9", sys.executable, __file__, "--check-only", "--few"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     return "no errors" if done.returncode == 0 else f"errors, exit code {done.returncode}: {done.stdout[-2000:]}"
-
-
-def layers(section: str, batch: int) -> list[ConvProblem]:
-    """The problems of a section, channels-last."""
-    if section == "ResNet-50":
-        return networks.problems("resnet50", batch)
-    if section == "depthwise":
-        found = [p for p in networks.problems("mobilenet_v2", batch) if p.groups > 1]
-        return found + [parse(f"n{batch}{text}_nhwc") for text in GROUPED]
-    return [parse(f"n{batch}{text.replace('_', '_nhwc_', 1)}") for text in FUSED]
 
 
 def captured(calls: Callable[[], list[Callable[[], Any]]]) -> tuple[Any, Any]:
@@ -145,12 +128,9 @@ def measure_one(problem: ConvProblem) -> dict[str, Any]:
 def measure(sections: list[str], batch: int) -> Iterator[list[dict[str, Any]]]:
     """A row for each layer of each section, for each kind and direction that has fast kernels."""
     for section in sections:
-        kinds, directions = SECTIONS[section]
-        for kind in kinds:
-            for direction in directions:
-                problems = [in_kind(p, kind, direction) for p in layers(section, batch)]
-                fast = [p for p in problems if algorithms.candidates(p)[0].algorithm != "reference"]
-                yield [{"section": section, **measure_one(p)} for p in fast]
+        for problems in to_measure(section, layers(section, batch)):
+            fast = [p for p in problems if algorithms.candidates(p)[0].algorithm != "reference"]
+            yield [{"section": section, **measure_one(p)} for p in fast]
 
 
 def latency() -> dict[str, float]:

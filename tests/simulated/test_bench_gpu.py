@@ -19,7 +19,7 @@ from fastconv.cuda.arrays import DeviceArray, as_device_array
 from fastconv.descriptor import parse
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
-gpu, gpu_cases = import_module("gpu"), import_module("gpu_cases")
+gpu, gpu_cases, gpu_problems = (import_module(name) for name in ("gpu", "gpu_cases", "gpu_problems"))
 
 TEXTS = [
     "n2c3h5w4k5r3s3p1_nhwc_bias_relu",
@@ -75,26 +75,26 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", ["f32", "tf32", "bf16"])
-@pytest.mark.parametrize("direction", gpu_cases.DIRECTIONS)
+@pytest.mark.parametrize("direction", gpu_problems.DIRECTIONS)
 @pytest.mark.parametrize("text", TEXTS)
 def test_every_candidate_agrees_with_float64(text: str, direction: str, kind: str) -> None:
     layer = parse(text)
     if layer.pool is None or direction == "forward":
-        case = gpu_cases.Case(gpu_cases.in_kind(layer, kind, direction))
+        case = gpu_cases.Case(gpu_problems.in_kind(layer, kind, direction))
         for name in algorithms.supporting(case.problem):
             params = algorithms.module_of(case.problem, name).space(case.problem)[-1]
             assert gpu_cases.error(case, name, params) < gpu_cases.LIMIT[kind], name
 
 
 def test_a_wrong_result_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = gpu_cases.Case(gpu_cases.in_kind(parse(TEXTS[0]), "f32"))
+    case = gpu_cases.Case(gpu_problems.in_kind(parse(TEXTS[0]), "f32"))
     monkeypatch.setattr(case, "call", lambda name, params: lambda: None)  # writes nothing
     assert not gpu_cases.error(case, "reference", {}) <= gpu_cases.LIMIT["f32"]
 
 
 def test_a_whole_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     layer = parse("n1c2h3w3k2r1s1_nhwc")
-    monkeypatch.setattr(gpu_cases, "to_check", lambda few: [gpu_cases.in_kind(layer, "f32")])
+    monkeypatch.setattr(gpu_cases, "to_check", lambda few: [gpu_problems.in_kind(layer, "f32")])
     monkeypatch.setattr(gpu, "layers", lambda section, batch: [layer])
     monkeypatch.setattr(gpu, "latency", lambda: {"fastconv.plan": 1.0})
     monkeypatch.setattr(gpu, "SETS", 1)
@@ -121,4 +121,4 @@ def test_the_tables_are_those_of_the_networks() -> None:
     for section in gpu.SECTIONS:
         assert all(p.memory_format == "channels_last" and p.batch == 32 for p in gpu.layers(section, 32))
     assert np.all([p.pool is not None for p in gpu.layers("fused", 32)])
-    assert len({p.descriptor for p in gpu_cases.to_check()}) > 200
+    assert len({p.descriptor for p in gpu_problems.to_check()}) > 200
