@@ -50,9 +50,7 @@ def unsupported(problem: ConvProblem) -> str | None:
 def filled(problem: ConvProblem) -> ConvProblem:
     """The problem of images as the kernel reads them: groups with whole units of channels and of filters."""
     images, grads = _images(problem)
-    return replace(
-        problem, in_channels=images.channels, out_channels=grads.channels, memory_format="channels_last"
-    )  # fmt: skip
+    return replace(problem, in_channels=images.channels, out_channels=grads.channels, memory_format="channels_last")
 
 
 def _images(problem: ConvProblem) -> tuple[ImageUnits, ImageUnits]:
@@ -141,9 +139,7 @@ def compiled(tile: MmaWeightTile, dtype: str) -> Kernel:
 
     array = pointer(stored)
     kinds = (array, array, pointer(float32), numbers(int32, WeightGeometry))
-    return Kernel(
-        mma_weight, kinds, (ROWS, COLUMNS, dtype), threads=tile.threads, blocks=blocks_at_once(tile)
-    )  # fmt: skip
+    return Kernel(mma_weight, kinds, (ROWS, COLUMNS, dtype), threads=tile.threads, blocks=blocks_at_once(tile))
 
 
 class MmaWeight(WeightKernel):
