@@ -26,7 +26,7 @@ def test_products_follow_each_other(sizes: tuple[int, int, int], dtype: str) -> 
     text, used = disassemble(code), registers(code)
     loop, found = main_loop(text, "HGMMA"), opcodes(text)
     assert loop.hits == sum(count for name, count in found.items() if name.startswith("HGMMA")) == 4
-    assert loop.instructions < 230
+    assert loop.instructions < 180
     assert found["WARPGROUP.DEPBAR.LE"] == 2  # one in the loop, one behind it: products are not serialised
     assert found["WARPGROUP.ARRIVE"] == 1 and found["FENCE.VIEW.ASYNC.S"] == 1
     assert used.stack == 0 and not any(name.startswith(("LDL", "STL")) for name in found)

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from fastconv.cuda.gemm import DEPTH, PAD, Tile
-from fastconv.cuda.ptx import copy_async4
+from fastconv.cuda.ptx import copy_async4, kept
 from fastconv.cuda.toolkit import device, int32, uint32
 from fastconv.cuda.walk import pixel_at
 
@@ -74,7 +74,8 @@ def gathering(tile: Tile, channels_last: bool, pixel_of: Any = image_pixel) -> A
             n, i, j, there = pixel_of(g, first, int32(pixel + p * PIXEL_STEP))
             rows[p], columns[p] = int32(i * g.stride_h - g.top), int32(j * g.stride_w - g.left)
             group_first = group * g.channels * g.x_channel
-            pixels[p, ELEMENT] = int32(n * g.x_batch + group_first + rows[p] * g.x_row + columns[p] * g.x_column)
+            element = n * g.x_batch + group_first + rows[p] * g.x_row + columns[p] * g.x_column
+            pixels[p, ELEMENT] = kept(int32(element))
             pixels[p, INSIDE] = int32(0)
             if not there:
                 rows[p] = int32(-(1 << 30))  # no row of taps is inside

@@ -13,7 +13,7 @@ from typing import Any
 
 from fastconv.cuda.gather import ELEMENT, INSIDE
 from fastconv.cuda.mma_tile import MmaTile, placing
-from fastconv.cuda.ptx import copy_async16_cached
+from fastconv.cuda.ptx import copy_async16_cached, kept
 from fastconv.cuda.toolkit import device, int32, uint32
 from fastconv.cuda.walk import pixel_at
 
@@ -52,7 +52,7 @@ def gathering(tile: MmaTile, width: int) -> Any:
             n, i, j = pixel_at(g, m)
             rows[p], columns[p] = int32(i * g.stride_h - g.top), int32(j * g.stride_w - g.left)
             unit_of_tap = n * g.x_batch + group * g.channels * g.x_channel + rows[p] * g.x_row + columns[p] * g.x_column
-            pixels[p, ELEMENT], pixels[p, INSIDE] = int32(unit_of_tap), int32(0)
+            pixels[p, ELEMENT], pixels[p, INSIDE] = kept(int32(unit_of_tap)), int32(0)
             if m >= g.pixels:
                 rows[p] = int32(-(1 << 30))  # no row of taps is inside
         for r in range(g.taps_h):

@@ -161,6 +161,18 @@ def wait(typing: Any, pending: Any) -> Any:
     return types.void(pending), code
 
 
+@intrinsic(simulated.kept)
+def kept(typing: Any, value: Any) -> Any:
+    """``kept(value)``: an int32 that stays in a register, which the compiler might compute anew in each turn of a loop
+    ("mov").
+    """
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return emit.instruction(builder, emit.I32, "mov.b32 $0, $1;", "=r,r", [arguments[0]])
+
+    return int32(int32), code
+
+
 @intrinsic(simulated.sync_warp)
 def sync_warp(typing: Any) -> Any:
     """``sync_warp()``: all lanes of the warp meet, and see what the others wrote ("bar.warp.sync")."""

@@ -31,6 +31,11 @@ def _span(memory: Any, index: int, count: int) -> np.ndarray:
     return array[index : index + count]
 
 
+def kept(value: int) -> int:
+    """A value is one."""
+    return value
+
+
 def load4(memory: Any, index: int) -> tuple:
     """Four elements, of global or of shared memory."""
     return tuple(_span(memory, index, 4))
