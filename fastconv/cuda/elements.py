@@ -49,13 +49,15 @@ def output_at(distance, stride, outputs):
 @device
 def first_tap(position, dilation):
     """The first tap that is not before the image, of taps at position, position + dilation, ..."""
-    return 0 if position >= 0 else (dilation - 1 - position) // dilation
+    if position >= 0:
+        return 0
+    return -position if dilation == 1 else (dilation - 1 - position) // dilation  # a GPU divides slowly
 
 
 @device
 def last_tap(position, dilation, size, taps):
     """One behind the last of `taps` taps that is not behind an image of a size."""
-    inside = (size - position + dilation - 1) // dilation
+    inside = size - position if dilation == 1 else (size - position + dilation - 1) // dilation
     return max(0, min(taps, inside))
 
 

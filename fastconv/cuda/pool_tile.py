@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, NamedTuple
 
-from fastconv.cuda.elements import activated4
+from fastconv.cuda.elements import activated4, divided
 from fastconv.cuda.gemm import PAD, Tile, place_of
 from fastconv.cuda.ptx import shared_load4, shared_store4, store4
 from fastconv.cuda.store_tile import bias_of
@@ -85,8 +85,8 @@ def patches_of(pool: Pool, size: Pair, batch: int, rows: int) -> Patches:
 @device
 def first_of_patch(patches, number):
     """Image of a patch, and row and column of its first window, by the patch's number."""
-    across, rest = int32(number % patches.across), int32(number // patches.across)
-    down, n = int32(rest % patches.down), int32(rest // patches.down)
+    rest, across = divided(number, patches.across)
+    n, down = divided(rest, patches.down)
     return n, int32(down * patches.windows_h), int32(across * patches.windows_w)
 
 
@@ -95,10 +95,11 @@ def patch_pixel(g, first, row):
     """`fastconv.cuda.gather.image_pixel` of a tile of patches; `first` is (patches, window, number of the first)."""
     patches, window, first_patch = first
     area = int32(patches.height * patches.width)
-    patch, pixel = int32(row // area), int32(row % area)
+    patch, pixel = divided(row, area)
     n, i, j = first_of_patch(patches, int32(first_patch + patch))
-    i = int32(i * window.stride_h - window.top + pixel // patches.width)
-    j = int32(j * window.stride_w - window.left + pixel % patches.width)
+    down, across = divided(pixel, patches.width)
+    i = int32(i * window.stride_h - window.top + down)
+    j = int32(j * window.stride_w - window.left + across)
     there = patch < patches.per_tile and first_patch + patch < patches.total
     return n, i, j, there and 0 <= i < g.out_height and 0 <= j < g.out_width
 
@@ -170,11 +171,13 @@ def pooling(tile: Tile, mode: int) -> Any:
         windows = int32(min(patches.per_tile, patches.total - first_patch) * of_patch)
         for unit in range(thread, windows * LANES, THREADS):
             # Neighbouring threads write neighbours: filters of a window, or windows of a filter.
-            lane = int32(unit % LANES if g.out_channel == 1 else unit // windows)
-            number = int32(unit // LANES if g.out_channel == 1 else unit % windows)
-            k, patch, number = int32(first_filter + lane * 4), int32(number // of_patch), int32(number % of_patch)
+            number, lane = divided(unit, LANES)
+            if g.out_channel != 1:
+                lane, number = divided(unit, windows)
+            patch, number = divided(number, of_patch)
             n, first_i, first_j = first_of_patch(patches, int32(first_patch + patch))
-            i, j = int32(first_i + number // patches.windows_w), int32(first_j + number % patches.windows_w)
+            down, across = divided(number, patches.windows_w)
+            k, i, j = int32(first_filter + lane * 4), int32(first_i + down), int32(first_j + across)
             if k < g.filters and i < window.out_height and j < window.out_width:
                 at = int32(patch * patches.height * patches.width * PITCH + lane * 4)
                 top, left = first_i * window.stride_h - window.top, first_j * window.stride_w - window.left
