@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from fastconv.cuda.elements import divided
 from fastconv.cuda.gemm import DEPTH, PAD, Tile
 from fastconv.cuda.ptx import copy_async4, kept
 from fastconv.cuda.toolkit import device, int32, uint32
@@ -89,9 +90,8 @@ def gathering(tile: Tile, channels_last: bool, pixel_of: Any = image_pixel) -> A
                 pixels[p, INSIDE] |= int32(1 << (_COLUMN_BIT + s)) if uint32(column) < uint32(g.in_width) else int32(0)
         for t in range(OWN_TERMS):
             c = int32(term + t * TERM_STEP)
-            tap = int32(c // g.channels)
-            terms[t, CHANNEL] = int32(c % g.channels)
-            terms[t, ROW], terms[t, COLUMN] = int32(tap // g.taps_w), int32(tap % g.taps_w)
+            tap, terms[t, CHANNEL] = divided(c, g.channels)
+            terms[t, ROW], terms[t, COLUMN] = divided(tap, g.taps_w)
         return int32(term * PITCH + pixel)
 
     @device

@@ -11,6 +11,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from fastconv.cuda.elements import divided
 from fastconv.cuda.gather import ELEMENT, INSIDE
 from fastconv.cuda.mma_tile import MmaTile, placing
 from fastconv.cuda.ptx import copy_async16_cached, kept
@@ -63,9 +64,9 @@ def gathering(tile: MmaTile, width: int) -> Any:
             for p in range(OWN):
                 column = int32(columns[p] + s * g.dilation_w)
                 pixels[p, INSIDE] |= int32(1 << (_COLUMN_BIT + s)) if uint32(column) < uint32(g.in_width) else int32(0)
-        tap = int32(unit // block)
-        term[CHANNEL], term[ROW], term[COLUMN] = int32(unit % block), int32(tap // g.taps_w), int32(tap % g.taps_w)
-        term[ROW] = min(term[ROW], g.taps_h)
+        tap, term[CHANNEL] = divided(unit, block)
+        row, term[COLUMN] = divided(tap, g.taps_w)
+        term[ROW] = min(row, g.taps_h)
         term[BLOCK_END] = block
         return int32(place(pixel, unit) * WIDTH)
 

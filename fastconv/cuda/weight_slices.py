@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from fastconv.cuda.conv_kernel import Strides, check_reach
+from fastconv.cuda.elements import divided
 from fastconv.cuda.ptx import copy_async4, copy_async16
 from fastconv.cuda.toolkit import device, int32, uint32
 from fastconv.cuda.weight_splits import matrix, share, tiles
@@ -162,9 +163,9 @@ def slicing(tile: Any, copies: Copies) -> Any:
     def start_columns(g, first, columns):
         for t in range(OWN_COLUMNS):
             column = int32(first + t * COLUMN_STEP)
-            tap, channel = int32(column // g.channels), int32(column % g.channels)
-            row = int32(tap // g.kernel_w * g.dilation_h - g.top)
-            columns[t, TAP_COLUMN] = int32(tap % g.kernel_w * g.dilation_w - g.left)
+            tap, channel = divided(column, g.channels)
+            r, s = divided(tap, g.kernel_w)
+            row, columns[t, TAP_COLUMN] = int32(r * g.dilation_h - g.top), int32(s * g.dilation_w - g.left)
             columns[t, ELEMENT] = int32(row * g.x_row + columns[t, TAP_COLUMN] * g.x_column + channel * g.x_channel)
             columns[t, TAP_ROW] = row if column < g.columns else int32(-(1 << 30))  # never inside
 
@@ -172,8 +173,8 @@ def slicing(tile: Any, copies: Copies) -> Any:
     def start(g, thread, group, split, first_filter, first_column, pixel, columns):
         number, lane = own(thread)
         m, first = int32(split * g.share + number), int32(first_filter + lane * GRAD_WIDTH)
-        j, rest = int32(m % g.out_width), int32(m // g.out_width)
-        i, n = int32(rest % g.out_height), int32(rest // g.out_height)
+        rest, j = divided(m, g.out_width)
+        n, i = divided(rest, g.out_height)
         pixel[LEFT] = int32(min(g.pixels, int32((split + 1) * g.share)) - m)
         pixel[ROW], pixel[COLUMN] = int32(i * g.stride_h), int32(j * g.stride_w)
         channel = int32(group * g.channels * g.x_channel)
