@@ -3,8 +3,8 @@
     python bench/crowds.py SCENARIO CALLS
 
 prints, as JSON, what `bench/trust.py` puts in its table and the tests look at: how many results were "wrong", the
-threading "layer", and for threads the seconds that the same calls take from one thread ("alone") and from all of
-them at once ("together").
+threading "layer", and for threads the seconds that the same calls take one after the other ("alone") and all at once
+("together").
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import statistics
 import sys
 import threading
 import time
@@ -29,6 +30,7 @@ import fastconv
 from fastconv import grad
 
 CALLERS = 8
+_ROUND = 200  # calls of each caller in a round; fewer are not timed
 
 
 @cache
@@ -77,57 +79,59 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
-def alone(calls: int) -> float:
-    """Seconds of all callers' calls from one thread."""
-    wrong(0, len(mixed()))  # loads the code for several threads
-    return timed(lambda: [wrong(caller, calls) for caller in range(CALLERS)])[0]
+def in_turn(calls: int) -> int:
+    """Every caller's calls, one caller after the other."""
+    return sum(wrong(caller, calls) for caller in range(CALLERS))
+
+
+def compare(calls: int, together: Callable[[int], int]) -> dict[str, Any]:
+    """Seconds of the calls `in_turn` and `together`, by rounds in turns, and the median of the ratios."""
+    bad, rounds = wrong(0, len(mixed())), []  # loads the code for several threads
+    if calls < _ROUND:
+        return {"wrong": bad + together(calls)}
+    for _ in range(calls // _ROUND):
+        one, found = timed(lambda: in_turn(_ROUND))
+        many, others = timed(lambda: together(_ROUND))
+        bad, rounds = bad + found + others, [*rounds, (one, many)]
+    seconds = {"alone": sum(one for one, _ in rounds), "together": sum(many for _, many in rounds)}
+    return {"wrong": bad, **seconds, "ratio": statistics.median(many / one for one, many in rounds)}
+
+
+def crowd(caller: Callable[[int, int], int], calls: int) -> int:
+    """All callers at once, in Python's own threads."""
+    with ThreadPoolExecutor(CALLERS) as pool:
+        return sum(pool.map(caller, range(CALLERS), [calls] * CALLERS))
 
 
 def threads(calls: int) -> dict[str, Any]:
     """Python's own threads."""
+    return compare(calls, lambda part: crowd(wrong, part))
 
-    def together() -> list[int]:
-        with ThreadPoolExecutor(CALLERS) as pool:
-            return list(pool.map(wrong, range(CALLERS), [calls] * CALLERS))
 
-    return compare(calls, together)
+def limited(calls: int) -> dict[str, Any]:
+    """As `threads`, every caller limited to one thread."""
+    return compare(calls, lambda part: crowd(fastconv.threads(1)(wrong), part))
 
 
 def joblib(calls: int) -> dict[str, Any]:
     """joblib with its threading backend."""
     from joblib import Parallel, delayed
 
-    work = [delayed(wrong)(caller, calls) for caller in range(CALLERS)]
-    return compare(calls, lambda: Parallel(CALLERS, backend="threading")(work))
+    work = delayed(wrong)
+    return compare(
+        calls, lambda part: sum(Parallel(CALLERS, backend="threading")(work(n, part) for n in range(CALLERS)))
+    )
 
 
 def dask(calls: int) -> dict[str, Any]:
     """Dask's threaded scheduler."""
     from dask import compute, delayed
 
-    work = [delayed(wrong)(caller, calls) for caller in range(CALLERS)]
-    return compare(calls, lambda: compute(*work, scheduler="threads", num_workers=CALLERS))
-
-
-def compare(calls: int, together: Callable[[], Any]) -> dict[str, Any]:
-    """The same calls from one thread and from all at once."""
-    one = alone(calls)
-    seconds, found = timed(together)
-    return {"wrong": sum(found), "alone": one, "together": seconds}
-
-
-def limited(calls: int) -> dict[str, Any]:
-    """As `threads`, every caller limited to one thread."""
-
-    def caller(number: int) -> int:
-        with fastconv.threads(1):
-            return wrong(number, calls)
-
-    def together() -> list[int]:
-        with ThreadPoolExecutor(CALLERS) as pool:
-            return list(pool.map(caller, range(CALLERS)))
-
-    return compare(calls, together)
+    work = delayed(wrong)
+    return compare(
+        calls,
+        lambda part: sum(compute(*[work(n, part) for n in range(CALLERS)], scheduler="threads", num_workers=CALLERS)),
+    )
 
 
 def torch(calls: int) -> dict[str, Any]:
@@ -136,14 +140,13 @@ def torch(calls: int) -> dict[str, Any]:
 
     x, weight = torch.ones(4, 32, 28, 28), torch.ones(32, 32, 3, 3)
     expected = torch.nn.functional.conv2d(x, weight)
-    one, found = alone(calls), []
 
-    def convolve() -> bool:
-        return bool((torch.nn.functional.conv2d(x, weight) == expected).all())
+    def beside(part: int) -> int:
+        same: list[bool] = []
+        with repeated(lambda: torch.equal(torch.nn.functional.conv2d(x, weight), expected), same):
+            return in_turn(part) + same.count(False)
 
-    with repeated(convolve, found):
-        seconds, bad = timed(lambda: sum(wrong(caller, calls) for caller in range(CALLERS)))
-    return {"wrong": bad + found.count(False), "alone": one, "together": seconds}
+    return compare(calls, beside)
 
 
 @contextmanager
@@ -197,11 +200,12 @@ def forkserver(calls: int) -> dict[str, Any]:
 
 
 def fork_amid_threads(calls: int) -> dict[str, Any]:
-    """Forks while other threads compute, and compile if there is nothing in Numba's cache."""
+    """Forks while other threads compute."""
+    bad = wrong(0, len(mixed()))
     with ThreadPoolExecutor(3) as pool:
         others = [pool.submit(wrong, caller, calls) for caller in range(3)]
         codes = [forked(calls) for _ in range(CALLERS)]
-        return {"wrong": sum(other.result() for other in others) + sum(codes)}
+        return {"wrong": bad + sum(other.result() for other in others) + sum(codes)}
 
 
 def forked(calls: int) -> int:
