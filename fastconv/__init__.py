@@ -3,6 +3,7 @@
 from fastconv import grad, nn, optim
 from fastconv._version import __version__
 from fastconv.checkpoint import load, save
+from fastconv.cpu.threads import threads
 from fastconv.descriptor import parse
 from fastconv.dispatch import WisdomError, set_mode
 from fastconv.functional.columns import col2im, im2col
@@ -54,5 +55,6 @@ __all__ = [
     "set_float32_precision",
     "set_mode",
     "summary",
+    "threads",
     "tune",
 ]

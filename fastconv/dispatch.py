@@ -13,6 +13,7 @@ import numba
 
 from fastconv import algorithms
 from fastconv.algorithms import Candidate
+from fastconv.jit import kept_over_forks
 from fastconv.problem import ConvProblem, Problem
 from fastconv.tuning import learn, wisdom
 
@@ -62,7 +63,7 @@ def _checked(mode: str, name: str) -> str:
 
 class _State:
     mode = os.environ.get("FASTCONV_MODE", "heuristic")  # checked when it is used: an import should not fail
-    lock = threading.RLock()
+    lock = kept_over_forks(threading.RLock())
 
 
 def set_mode(mode: Mode) -> None:

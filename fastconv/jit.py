@@ -7,6 +7,7 @@ never check bounds (the tests do, with guard pages) and keep IEEE semantics (no 
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -17,8 +18,22 @@ from typing import Any
 
 import numpy as np
 from numba import cfunc, from_dtype, njit, types
+from numba.core.compiler_lock import global_compiler_lock
 
 OPTIONS = {"cache": True, "error_model": "numpy", "boundscheck": False, "fastmath": False}
+
+
+def kept_over_forks(lock: Any) -> Any:
+    """`lock`, which a fork waits for: the child would never get it back from a thread that it does not have.
+
+    A fork takes those registered last first, so of two that are held together the inner one comes first.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
+    return lock
+
+
+kept_over_forks(global_compiler_lock)
 
 
 @cache
@@ -77,7 +92,7 @@ class CFunction:
     So a kernel can be made to see how it would run, its workspace for instance, at no cost.
     """
 
-    _compiling = threading.Lock()
+    _compiling = kept_over_forks(threading.Lock())
 
     def __init__(self, function: Callable, signature: Any) -> None:
         self._function, self._signature = function, signature

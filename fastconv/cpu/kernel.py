@@ -14,8 +14,9 @@ import numpy as np
 from fastconv.algorithms import Params
 from fastconv.arrays import dense_strides, empty
 from fastconv.cpu.host import host
-from fastconv.cpu.launch import Launcher, conv_launcher, usable_threads, workspace
+from fastconv.cpu.launch import Launcher, conv_launcher, workspace
 from fastconv.cpu.pack import Packed, Packer
+from fastconv.cpu.threads import usable_threads
 from fastconv.jit import CFunction
 from fastconv.problem import EPILOGUES, ConvProblem
 

@@ -7,7 +7,6 @@ range takes jobs from the others'. Which thread did a job never changes its resu
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from functools import cache, cached_property
@@ -21,6 +20,7 @@ from numba.extending import intrinsic
 
 from fastconv.arrays import aligned
 from fastconv.cpu.memory import call, ints
+from fastconv.cpu.threads import usable_threads
 from fastconv.jit import inline, jit, source_stamp
 
 COUNTER_BYTES = 64  # at the head of a workspace, each thread's counter has a cache line to itself
@@ -75,6 +75,15 @@ def _start_counters(counters, jobs, threads):
         ints(counters + COUNTER_BYTES * thread, 1, 1)[0, 0] = first_job(thread, jobs, threads)
 
 
+class _Layer:
+    """What Numba's threading layer, chosen when the first of several threads is needed, allows."""
+
+    workqueue: bool | None = None  # not known yet
+
+
+_one_at_a_time = threading.Lock()
+
+
 class Launcher:
     """Runs the jobs of kernels that take certain arrays; each of its two functions is compiled when it is needed.
 
@@ -109,14 +118,14 @@ class Launcher:
         """Run `jobs` jobs of the kernel at the address `function`; `memory` is the address of a `workspace`."""
         if threads == 1:
             self.serial(function, *arrays, memory, slab, geometry, jobs)
-        elif _Process.workqueue is False:
+        elif _Layer.workqueue is False:
             self.parallel(function, *arrays, memory, slab, geometry, jobs, threads)
         else:
             # Numba's workqueue layer, the only one that is always there, aborts the process when two threads
             # start parallel regions at the same time (numba#8563), so with it they take turns.
             with _one_at_a_time:
                 self.parallel(function, *arrays, memory, slab, geometry, jobs, threads)
-            _Process.workqueue = numba.threading_layer() == "workqueue"
+            _Layer.workqueue = numba.threading_layer() == "workqueue"
 
 
 @cache
@@ -207,25 +216,3 @@ def workspace(slab: int, threads: int) -> np.ndarray:
 def workspace_size(slab: int, threads: int) -> int:
     """Bytes of a `workspace`."""
     return threads * (slab + (COUNTER_BYTES if threads > 1 else 0))
-
-
-class _Process:
-    """Facts of this process that decide whether a launch may use threads."""
-
-    forked = False  # GNU OpenMP aborts a forked child whose parent had started a team
-    workqueue: bool | None = None  # None until Numba has chosen its threading layer
-
-
-def _after_fork() -> None:
-    _Process.forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-_one_at_a_time = threading.Lock()
-
-
-def usable_threads(wanted: int) -> int:
-    """Threads that a launch may use now: at most `wanted` and Numba's limit, 1 in a forked child."""
-    return 1 if wanted == 1 or _Process.forked else min(wanted, numba.get_num_threads())

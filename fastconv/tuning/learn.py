@@ -20,6 +20,7 @@ import numpy as np
 
 from fastconv.algorithms import Candidate
 from fastconv.descriptor import parse
+from fastconv.jit import kept_over_forks
 from fastconv.problem import ConvProblem, PoolProblem, Problem
 from fastconv.tuning import wisdom
 
@@ -123,7 +124,7 @@ class _Measured:
 class _Last:
     """What was learned from the store as it last was, by device."""
 
-    lock = threading.Lock()
+    lock = kept_over_forks(threading.Lock())
     known: dict[str, tuple[Any, dict[tuple[str, str, str], _Measured]]] = {}  # noqa: RUF012 (shared by design)
 
 

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from fastconv import algorithms
 from fastconv.algorithms import Candidate
 from fastconv.descriptor import parse
+from fastconv.jit import kept_over_forks
 from fastconv.problem import DEVICES, Problem
 from fastconv.tuning.validators import source_hash, validators
 
@@ -240,7 +241,7 @@ class _Index:
     Which are valid is found out by device, when it is first asked for: that of a GPU takes its driver.
     """
 
-    lock = threading.Lock()
+    lock = kept_over_forks(threading.Lock())
     seen: tuple | None = None
     rows: list[Row]
     valid: dict[str, dict[tuple[str, int], Entry]]

@@ -1,0 +1,97 @@
+"""What fastconv does among threads and processes: every scenario of `bench/crowds.py`, on every threading layer.
+
+    python bench/trust.py --markdown docs/trust.md
+
+The limits hold on a machine with nothing else to do. Needs PyTorch, Dask, joblib and, for its layer, TBB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from report import circumstances, table
+
+_CROWDS = Path(__file__).with_name("crowds.py")
+_FAIR = {"torch": 2.0}  # the share of time that is fair: PyTorch gets half of the machine
+_RUNS = [
+    *[(scenario, layer) for scenario in ("threads", "limited") for layer in ("omp", "tbb", "workqueue")],
+    ("threads", "one thread"),
+    *[(scenario, "omp") for scenario in ("joblib", "dask", "torch")],
+    *[(scenario, layer) for scenario in ("fork", "fork_amid_threads") for layer in ("omp", "tbb", "workqueue")],
+    *[(scenario, "omp") for scenario in ("spawn", "forkserver", "fork_after_torch", "dataloader")],
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--calls", type=int, default=1000, help="of each of the 8 callers")
+    parser.add_argument("--markdown", type=Path, help="write figures here")
+    options = parser.parse_args()
+    rows = [row(scenario, layer, options) for scenario, layer in _RUNS]
+    text = report(rows, options)
+    print(text)
+    if options.markdown:
+        options.markdown.write_text(text + "\n")
+
+
+def row(scenario: str, layer: str, options: argparse.Namespace) -> list[str]:
+    """A line of the table: what one process found, or how it ended."""
+    print(scenario, layer, file=sys.stderr)
+    try:
+        done = run(scenario, layer, options)
+    except subprocess.TimeoutExpired:
+        return [scenario, layer, "hangs", "", "", "", ""]
+    if done.returncode:
+        return [scenario, layer, f"exit status {done.returncode}", "", "", "", ""]
+    found = json.loads(done.stdout.splitlines()[-1])
+    return [scenario, layer, str(found["wrong"]), *times(found, _FAIR.get(scenario, 1.0))]
+
+
+def run(scenario: str, layer: str, options: argparse.Namespace) -> subprocess.CompletedProcess:
+    """One scenario in a process of its own."""
+    single = layer == "one thread"
+    environment = {
+        **os.environ,
+        "NUMBA_THREADING_LAYER": "default" if single else layer,
+        "NUMBA_NUM_THREADS": "1" if single else str(options.threads),
+        "LD_LIBRARY_PATH": f"{sys.prefix}/lib:{os.environ.get('LD_LIBRARY_PATH', '')}",  # where pip puts TBB
+    }
+    command = [sys.executable, str(_CROWDS), scenario, str(options.calls)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def times(found: dict[str, Any], fair: float) -> list[str]:
+    """The cells about times, empty where a scenario has none."""
+    if "ratio" not in found:
+        return [""] * 4
+    return [f"{found['alone']:.2f}", f"{found['together']:.2f}", f"{found['ratio']:.2f}", f"{fair:.0f}"]
+
+
+def report(rows: list[list[str]], options: argparse.Namespace) -> str:
+    """The figures in Markdown."""
+    facts = circumstances(options.threads, 1)
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    heading = ["scenario", "threading layer", "wrong results", "in turn, s", "at once, s", "ratio", "fair"]
+    return "\n".join([
+        "# Threads and processes", "",
+        "Written by `python bench/trust.py --markdown docs/trust.md`, not by hand:",
+        f"{facts['cpu']}, {options.threads} threads, {versions}, {facts['date']}.", "",
+        f"Each of 8 callers (threads, or processes in turn) makes {options.calls} calls of 13 kinds: convolutions,",
+        "their gradients, pooling, columns and plans; every result must be, bit for bit, that of one thread. What",
+        "hangs or dies is named. The ratio, a median of rounds, is the time of the calls at once over that of the",
+        "same calls in turn, beside PyTorch for the scenario of that name; `fair` is the ratio if nothing is lost. The",
+        "machine is shared: seconds, and ratios too, vary with what others run on it. `bench/crowds.py` has the",
+        "scenarios.", "",
+        table(heading, rows, left=2),
+    ])  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Calls from many Python threads at once, and the limit of each."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+from crowds import LAYERS, run, scenario
+
+import fastconv
+from fastconv.cpu.launch import Launcher
+
+X, WEIGHT = np.ones((2, 32, 60, 60), np.float32), np.ones((32, 32, 3, 3), np.float32)
+
+
+@pytest.mark.parametrize("name", ["threads", "limited"])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_many_threads(layer: str, name: str) -> None:
+    assert scenario(name, layer)["layer"] == layer
+
+
+def test_many_threads_where_there_is_one() -> None:
+    scenario("threads", threads=1)
+
+
+@pytest.mark.parametrize("name", ["joblib", "dask", "torch"])
+def test_beside_others(name: str) -> None:
+    pytest.importorskip(name)
+    scenario(name)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_the_limit_is_that_of_a_python_thread(layer: str) -> None:
+    code = """
+import threading, numba, fastconv
+def limit():
+    found.append(numba.get_num_threads())
+found = []
+with fastconv.threads(1):
+    limit()
+    other = threading.Thread(target=limit)
+    other.start()
+    other.join()
+limit()
+assert found == [1, 2, 2], found
+"""
+    run("-c", code, layer=layer)
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The threads of every launch that might take more than one."""
+    found: list[int] = []
+    launch = Launcher.__call__
+
+    def spy(self: Launcher, *arguments: Any) -> None:
+        found.append(arguments[-1])
+        launch(self, *arguments)
+
+    monkeypatch.setattr(Launcher, "__call__", spy)
+    return found
+
+
+@pytest.fixture
+def most() -> int:
+    if numba.config.NUMBA_NUM_THREADS == 1:
+        pytest.skip("Numba has one thread")
+    return numba.config.NUMBA_NUM_THREADS
+
+
+def test_a_plan_made_before_keeps_the_limit(launches: list[int], most: int) -> None:
+    plan = fastconv.plan(X.shape, WEIGHT, algorithm="direct", memory_format="channels_last")
+    expected = plan(X)
+    assert launches[-1] > 1
+    with fastconv.threads(1):
+        np.testing.assert_array_equal(plan(X), expected)
+        assert launches[-1] == 1
+        other = threading.Thread(target=plan, args=(X,))
+        other.start()
+        other.join()
+        assert launches[-1] > 1
+
+
+def test_the_innermost_limit_counts_and_ends(launches: list[int], most: int) -> None:
+    with fastconv.threads(1):
+        with fastconv.threads(10**6):
+            assert numba.get_num_threads() == most
+        fastconv.max_pool2d(X, 2)
+        with pytest.raises(ZeroDivisionError), fastconv.threads(2):
+            raise ZeroDivisionError
+        assert numba.get_num_threads() == 1
+    assert set(launches) <= {1}
+    assert numba.get_num_threads() == most
+
+
+@pytest.mark.parametrize("n", [0, -1, np.int64(0)])
+def test_a_limit_is_at_least_one(n: Any) -> None:
+    with pytest.raises(ValueError, match=f"n must be at least 1, got {n}"), fastconv.threads(n):
+        pass
+
+
+@pytest.mark.parametrize("n", [None, 1.0, "2", True])
+def test_a_limit_is_an_integer(n: Any) -> None:
+    with pytest.raises(TypeError, match=f"n must be an integer, got {type(n).__name__}"), fastconv.threads(n):
+        pass
