@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,8 @@ def times(found: dict[str, Any], fair: float) -> list[str]:
 def report(rows: list[list[str]], options: argparse.Namespace) -> str:
     """The figures in Markdown."""
     facts = circumstances(options.threads, 1)
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    known = facts["versions"] | {name: metadata.version(name) for name in ("dask", "joblib", "tbb")}
+    versions = ", ".join(f"{name} {version}" for name, version in known.items())
     heading = ["scenario", "threading layer", "wrong results", "in turn, s", "at once, s", "ratio", "fair"]
     return "\n".join([
         "# Threads and processes", "",
