@@ -145,7 +145,7 @@ def compiled(tile: MmaTile, dtype: str) -> Kernel:
         rows, columns = cuda.local.array(OWN, int32), cuda.local.array(OWN, int32)
         left, right = cuda.local.array(2, int32), cuda.local.array(2, int32)
         thread, group = int32(cuda.threadIdx.x), int32(cuda.blockIdx.z)
-        pixel_tile, filter_tile = tile_of_block(g)
+        pixel_tile, filter_tile = tile_of_block(g, int32(cuda.blockIdx.x))
         first_pixel, first_filter = int32(pixel_tile * ROWS), int32(filter_tile * COLUMNS)
         for i in range(SUMS):
             sums[i] = float32(0)

@@ -138,7 +138,7 @@ def compiled(tile: Tile, channels_last: bool) -> Kernel:
         pixels, terms = cuda.local.array((PIXELS, 2), int32), cuda.local.array((TERMS, 3), int32)
         rows, columns = cuda.local.array(PIXELS, int32), cuda.local.array(PIXELS, int32)
         thread, group = int32(cuda.threadIdx.x), int32(cuda.blockIdx.z)
-        pixel_tile, filter_tile = tile_of_block(g)
+        pixel_tile, filter_tile = tile_of_block(g, int32(cuda.blockIdx.x))
         first_pixel, first_filter = int32(pixel_tile * ROWS), int32(filter_tile * COLUMNS)
         accumulate(
             shared, x, weight, g, thread, first_pixel, group, first_filter, sums, a, b, pixels, terms, rows, columns

@@ -76,7 +76,7 @@ def compiled(tile: Tile, channels_last: bool, mode: int) -> Kernel:
         pixels, terms = cuda.local.array((PIXELS, 2), int32), cuda.local.array((TERMS, 3), int32)
         rows, columns = cuda.local.array(PIXELS, int32), cuda.local.array(PIXELS, int32)
         thread, group = int32(cuda.threadIdx.x), int32(cuda.blockIdx.z)
-        patch_tile, filter_tile = tile_of_block(g)
+        patch_tile, filter_tile = tile_of_block(g, int32(cuda.blockIdx.x))
         first_patch, first_filter = int32(patch_tile * patches.per_tile), int32(filter_tile * COLUMNS)
         first = (patches, window, first_patch)
         accumulate(shared, x, weight, g, thread, first, group, first_filter, sums, a, b, pixels, terms, rows, columns)

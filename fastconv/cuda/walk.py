@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from fastconv.cuda.toolkit import cuda, device, int32, uint64
+from fastconv.cuda.toolkit import device, int32, uint64
 
 _BITS = 30  # of what is divided: arrays have less than 2**30 elements
 
@@ -92,9 +92,8 @@ class WalkGeometry(NamedTuple):
 
 
 @device
-def tile_of_block(g):
-    """A block's tile of pixels and its tile of filters: blocks that run together read the same pixels."""
-    block = int32(cuda.blockIdx.x)
+def tile_of_block(g, block):
+    """The tile of pixels and the tile of filters of a block: those that run together read the same pixels."""
     pixel_tile = quotient(block, g.tiles_factor, g.tiles_shift)
     return pixel_tile, int32(block - pixel_tile * g.filter_tiles)
 
