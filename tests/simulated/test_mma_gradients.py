@@ -29,11 +29,11 @@ def given(problem: ConvProblem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 # Phases of one tap and of none, more stride than kernel, padding that is cropped, outputs that no pixel of a phase
 # reads, blocks of filters, and groups and filters that are no whole units.
 INPUTS = [
-    ("n1c8h4w3k16r3s3p1_bf16_nhwc", "mma wgmma"), ("n2c8h5w3k8r3s2p1.0u2_f16_nhwc", "mma wgmma"),
-    ("n1c4h3w5k8r2s1u1.3_tf32_nhwc", "mma wgmma"), ("n1c8h3w3k40r3s2p0.1.2.0d1.2_f16_nhwc", "mma wgmma"),
+    ("n1c8h4w3k16r3s3p1_bf16_nhwc", "mma"), ("n2c8h5w3k8r3s2p1.0u2_f16_nhwc", "mma"),
+    ("n1c4h3w5k8r2s1u1.3_tf32_nhwc", "mma wgmma"), ("n1c8h3w3k40r3s2p0.1.2.0d1.2_f16_nhwc", "mma"),
     ("n1c16h2w6k16r3s3p2.1u3.2d2.3g2_bf16_nhwc", "mma"), ("n1c8h1w3k96r1s2_bf16_nhwc", "mma wgmma"),
-    ("n1c3h7w4k5r3s3p1u2_f16_nhwc", "mma"), ("n2c6h3w4k10r3s2p1g2_tf32_nhwc", "wgmma"),
-    ("n1c8h4w3k8r3s1u2_bf16_nchw", "mma"), ("n1c68h1w2k8r1s1_tf32_nchw", "mma"),
+    ("n1c3h7w4k5r3s3p1u2_f16_nhwc", "mma"), ("n2c6h3w4k10r3s2p1g2_tf32_nhwc", "mma"),
+    ("n1c8h4w3k8r3s1u2_bf16_nchw", "mma"), ("n1c68h1w2k8r1s1_tf32_nchw", "wgmma"),
     ("n0c8h3w3k8r1s1_bf16_nhwc", "mma wgmma"),
 ]  # fmt: skip
 
