@@ -49,16 +49,22 @@ def output_at(distance, stride, outputs):
 @device
 def first_tap(position, dilation):
     """The first tap that is not before the image, of taps at position, position + dilation, ..."""
-    if position >= 0:
-        return 0
-    return -position if dilation == 1 else (dilation - 1 - position) // dilation  # a GPU divides slowly
+    return 0 if position >= 0 else (dilation - 1 - position) // dilation
 
 
 @device
 def last_tap(position, dilation, size, taps):
     """One behind the last of `taps` taps that is not behind an image of a size."""
-    inside = size - position if dilation == 1 else (size - position + dilation - 1) // dilation
+    inside = (size - position + dilation - 1) // dilation
     return max(0, min(taps, inside))
+
+
+@device
+def taps_inside(position, dilation, size, taps):
+    """`first_tap` and `last_tap`, without a division where the dilation is 1: a GPU divides slowly."""
+    if dilation == 1:
+        return max(0, -position), max(0, min(taps, size - position))
+    return first_tap(position, dilation), last_tap(position, dilation, size, taps)
 
 
 @device

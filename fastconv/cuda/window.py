@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
-from fastconv.cuda.elements import first_tap, last_tap
+from fastconv.cuda.elements import first_tap, last_tap, taps_inside
 from fastconv.cuda.toolkit import device, types
 from fastconv.pooling import Pool
 from fastconv.sizes import Pair
@@ -180,9 +180,9 @@ def reduction4(mode: int, dtype: str, values_at: Callable) -> Any:
     def reduced(source, i, j, w, norm):
         top, left = i * w.stride_h - w.top, j * w.stride_w - w.left
         t0, t1, t2, t3 = real(start), real(start), real(start), real(start)
-        first_s = first_tap(left, w.dilation_w)
-        last_s = last_tap(left, w.dilation_w, w.width, w.kernel_w)
-        for r in range(first_tap(top, w.dilation_h), last_tap(top, w.dilation_h, w.height, w.kernel_h)):
+        first_r, last_r = taps_inside(top, w.dilation_h, w.height, w.kernel_h)
+        first_s, last_s = taps_inside(left, w.dilation_w, w.width, w.kernel_w)
+        for r in range(first_r, last_r):
             for s in range(first_s, last_s):
                 v0, v1, v2, v3 = values_at(source, top + r * w.dilation_h, left + s * w.dilation_w)
                 t0, t1 = fold(t0, v0, norm), fold(t1, v1, norm)
