@@ -6,9 +6,10 @@ from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
+from pages import has_part, put
 from report import table
 
-BEGIN, END = "<!-- gpu:begin -->", "<!-- gpu:end -->"
+_PART = "gpu"  # of README
 _HEADER = ["problem", "fastconv runs", "registers", "us", "of the ceiling", "cuDNN, us", "ratio"]
 _SUMMARY = ["layers", "elements", "direction", "of cuDNN's speed", "least"]
 
@@ -56,10 +57,8 @@ def summary(runs: list[dict[str, Any]]) -> str:
 
 def write_markdown(path: Path, runs: list[dict[str, Any]]) -> None:
     """The summary between the marks of a file, or a file of all figures."""
-    text = path.read_text() if path.exists() else ""
-    if BEGIN in text:
-        head, _, rest = text.partition(BEGIN)
-        path.write_text(f"{head}{BEGIN}\n{summary(runs)}\n{END}{rest.partition(END)[2]}")
+    if path.exists() and has_part(path.read_text(), _PART):
+        put(path, _PART, summary(runs))
         return
     lines = ["# Kernels for GPUs", "", "Written by `bench/gpu.py`, which says how things are measured.", ""]
     lines += [summary(runs), "", *(line for figures in runs for line in _figures(figures))]

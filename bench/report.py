@@ -14,6 +14,7 @@ import latency
 import llvmlite.binding as llvm
 import scaling
 import training
+from pages import has_part, put
 from sections import BEST, SECTIONS, Section
 
 from fastconv.descriptor import parse
@@ -24,7 +25,7 @@ OTHERS: dict[str, Any] = {"latency": latency, "scaling": scaling, "vgg-step": tr
 
 Rows = dict[str, dict[str, dict[str, Any]]]  # descriptor -> peer -> what `harness.measure` found
 KINDS, CEILINGS = ("median", "min"), ("FMA peak", "copy")
-BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
+_PART = "figures"  # of README
 _PREFACE = (
     "Written by `python bench/versus.py --markdown`, not by hand. Times are medians; ratios come from the same",
     "interleaved rounds, so they mean more than times do: those under a peer's name are its time over ours, of",
@@ -233,11 +234,9 @@ def _circumstances_line(facts: dict[str, Any]) -> str:
 
 
 def write_markdown(path: Path, stored: dict[str, dict[str, Any]]) -> None:
-    """Write the page; in a file that has the markers, put the short table between them instead."""
-    text = path.read_text() if path.exists() else ""
-    if BEGIN in text and END in text:
-        before, _, rest = text.partition(BEGIN)
-        path.write_text(f"{before}{BEGIN}\n{summarise(stored)}\n{END}{rest.partition(END)[2]}")
+    """Write the page; in a file that has the marks, put the short table between them instead."""
+    if path.exists() and has_part(path.read_text(), _PART):
+        put(path, _PART, summarise(stored))
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(render(stored))

@@ -1,6 +1,6 @@
 """What fastconv does among threads and processes: every scenario of `bench/crowds.py`, on every threading layer.
 
-    python bench/trust.py --markdown docs/trust.md
+    python bench/trust_threads.py --markdown docs/trust.md
 
 The limits hold on a machine with nothing else to do. Needs PyTorch, Dask, joblib and, for its layer, TBB.
 """
@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pages import put
 from report import circumstances, table
 
 _CROWDS = Path(__file__).with_name("crowds.py")
@@ -39,7 +40,7 @@ def main() -> None:
     text = report(rows, options)
     print(text)
     if options.markdown:
-        options.markdown.write_text(text + "\n")
+        put(options.markdown, "threads", text)
 
 
 def row(scenario: str, layer: str, options: argparse.Namespace) -> list[str]:
@@ -82,8 +83,7 @@ def report(rows: list[list[str]], options: argparse.Namespace) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in known.items())
     heading = ["scenario", "threading layer", "wrong results", "in turn, s", "at once, s", "ratio", "fair"]
     return "\n".join([
-        "# Threads and processes", "",
-        "Written by `python bench/trust.py --markdown docs/trust.md`, not by hand:",
+        "Written by `python bench/trust_threads.py --markdown docs/trust.md`, not by hand:",
         f"{facts['cpu']}, {options.threads} threads, {versions}, {facts['date']}.", "",
         f"Each of 8 callers (threads, or processes in turn) makes {options.calls} calls of 13 kinds: convolutions,",
         "their gradients, pooling, columns and plans; every result must be, bit for bit, that of one thread. What",
