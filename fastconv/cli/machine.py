@@ -13,13 +13,13 @@ import typer
 from fastconv._version import __version__
 from fastconv.cli.output import Json, emit, user_errors
 from fastconv.cpu.host import host
-from fastconv.cpu.launch import conv_launcher
+from fastconv.cpu.launch import image_launcher
 from fastconv.tuning import peak, wisdom
 
 
 def cache_path() -> str:
     """The directory where Numba keeps compiled kernels."""
-    return str(conv_launcher("float32").serial.stats.cache_path)
+    return str(image_launcher().serial.stats.cache_path)
 
 
 def _gpus() -> list[str]:

@@ -16,7 +16,6 @@ import numpy as np
 from numba import carray
 
 from fastconv.cpu.kernel import Geometry, Kernel, fields, record
-from fastconv.cpu.launch import conv_launcher
 from fastconv.cpu.memory import get, put
 from fastconv.cpu.ranges import inside
 from fastconv.jit import inline, job_kernel, source_stamp
@@ -150,7 +149,6 @@ class _ColumnsKernel(Kernel):
     def __init__(self, problem: ColumnsProblem, threads: int, function: Any) -> None:
         super().__init__(problem, {}, threads)
         self.function = function
-        self.launcher = conv_launcher(problem.dtype)
         self._no_bias = np.empty(0, problem.dtype)
 
     def run(self, source: np.ndarray, target: np.ndarray) -> None:

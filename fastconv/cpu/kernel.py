@@ -14,7 +14,7 @@ import numpy as np
 from fastconv.algorithms import Params
 from fastconv.arrays import dense_strides, empty
 from fastconv.cpu.host import host
-from fastconv.cpu.launch import Launcher, conv_launcher, workspace
+from fastconv.cpu.launch import image_launcher, workspace
 from fastconv.cpu.pack import Packed, Packer
 from fastconv.cpu.threads import usable_threads
 from fastconv.jit import CFunction
@@ -132,10 +132,10 @@ class Launch:
 
     __slots__ = ("_address", "_launcher", "_serial", "_tables", "_tail", "_threads", "_workspaces", "slab")
 
-    def __init__(self, launcher: Launcher, address: int, geometry: Geometry, threads: int) -> None:
-        self._launcher, self._address, self._tables = launcher, address, geometry
+    def __init__(self, address: int, geometry: Geometry, threads: int) -> None:
+        self._launcher, self._address, self._tables = image_launcher(), address, geometry
         self._threads, self.slab = max(1, min(threads, geometry.jobs)), geometry.slab
-        self._serial = launcher.serial if self._threads == 1 else None
+        self._serial = self._launcher.serial if self._threads == 1 else None
         geometry.link()
         self._tail = (geometry.record.ctypes.data, geometry.jobs)
         self._workspaces: deque[tuple[int, np.ndarray]] = deque()  # addresses, and what lies there
@@ -148,7 +148,8 @@ class Launch:
             new = workspace(self.slab, self._threads)
             memory = new.ctypes.data, new
         if self._serial is not None:
-            self._serial(self._address, x, second, third, out, memory[0], self.slab, *self._tail)
+            ids = id(x), id(second), id(third), id(out)
+            self._serial(self._address, *ids, memory[0], self.slab, *self._tail)
         else:
             arrays, threads = (x, second, third, out), usable_threads(self._threads)
             self._launcher(self._address, arrays, memory[0], self.slab, *self._tail, threads)
@@ -162,8 +163,6 @@ class Kernel(ABC):
     ----------
     function : fastconv.jit.CFunction
         The job (see `fastconv.jit.job_kernel`), compiled when it is first run; held here, for its address dies with it.
-    launcher : Launcher
-        Runs the jobs.
     threads : int
         Threads asked for; fewer are used where there are fewer jobs.
     layout_copies : str
@@ -173,7 +172,6 @@ class Kernel(ABC):
     """
 
     function: Any
-    launcher: Launcher
     layout_copies = "none"
     lane_axis: int | None = None
 
@@ -232,7 +230,7 @@ class Kernel(ABC):
         x, out = (tuple(s // self.item for s in strides) for strides in (x, out))
         if not (self.reads(x) and self.writes(out)):
             return None
-        return Launch(self.launcher, self.function.address, self.geometry(x, out), self.threads)
+        return Launch(self.function.address, self.geometry(x, out), self.threads)
 
 
 class ConvKernel(Kernel):
@@ -247,7 +245,6 @@ class ConvKernel(Kernel):
     def __init__(self, problem: ConvProblem, params: Params, threads: int) -> None:
         super().__init__(problem, params, threads)
         self.epilogue = np.array(EPILOGUES[problem.activation], problem.dtype)
-        self.launcher = conv_launcher(problem.dtype)
 
     @property
     def epilogue_address(self) -> int:

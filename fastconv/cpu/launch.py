@@ -12,18 +12,20 @@ from collections.abc import Callable
 from functools import cache, cached_property
 from typing import Any
 
+import llvmlite.binding as llvm
 import numba
 import numpy as np
 from llvmlite import ir
-from numba import prange, types
+from numba import types
 from numba.extending import intrinsic
 
 from fastconv.arrays import aligned
-from fastconv.cpu.memory import call, ints
+from fastconv.cpu.memory import call, data_of, words
 from fastconv.cpu.threads import usable_threads
-from fastconv.jit import inline, jit, source_stamp
+from fastconv.jit import CFunction, address_kernel, inline, jit, source_stamp
 
-COUNTER_BYTES = 64  # at the head of a workspace, each thread's counter has a cache line to itself
+COUNTER_BYTES = 64  # each thread's counter has a cache line to itself
+_HEAD_BYTES = 128  # of the workspace of several threads: what `_launch` hands them
 
 
 @intrinsic
@@ -37,11 +39,23 @@ def fetch_add(typingctx, address, value):
     return types.int64(types.int64, types.int64), codegen
 
 
+@intrinsic
+def _call_for_int(typingctx, function):
+    """What the C function without arguments at an address returns, an ``int``."""
+
+    def codegen(context, builder, _signature, args):
+        kind = ir.FunctionType(ir.IntType(32), [])
+        result = builder.call(builder.inttoptr(args[0], kind.as_pointer()), [])
+        return builder.sext(result, ir.IntType(64))
+
+    return types.int64(types.int64), codegen
+
+
 @inline
 def _begin(scratch, slab):
     """The first word of scratch is zero when a thread begins, so that jobs can leave notes there for the next."""
     if slab:
-        ints(scratch, 1, 1)[0, 0] = 0
+        words(scratch)[0] = 0
 
 
 @inline
@@ -58,7 +72,9 @@ def first_job(thread, jobs, threads):
 
 
 @inline
-def _in_ranges(function, arrays, scratch, slab, geometry, counters, jobs, thread, threads):
+def _in_ranges(function, arrays, workspace, slab, geometry, jobs, thread, threads):
+    counters = workspace + _HEAD_BYTES
+    scratch = counters + threads * COUNTER_BYTES + thread * slab
     _begin(scratch, slab)
     for turn in range(threads):
         owner = (thread + turn) % threads
@@ -70,103 +86,117 @@ def _in_ranges(function, arrays, scratch, slab, geometry, counters, jobs, thread
 
 
 @inline
-def _start_counters(counters, jobs, threads):
+def _launch(region, limit, worker, workspace, task):
+    """Have each of several threads do its part; the last words of `task` are jobs and threads.
+
+    All of Numba's threads take part, though some may find nothing to do: OpenMP ends those that it does not need.
+
+    Numba's threading layer runs ``worker(args, count, steps, data)`` as it runs the kernel of a generalized ufunc: for
+    some neighbouring threads of all those in ``dims``, with each of the addresses in ``args`` moved by as many of its
+    ``steps``. There is one such address, zero, moved by a byte for each thread.
+    """
+    jobs, threads = task[-2], task[-1]
+    head = words(workspace)
+    head[0], head[1], head[2] = 0, threads, 1
+    for i in range(len(task)):
+        head[3 + i] = task[i]
     for thread in range(threads):
-        ints(counters + COUNTER_BYTES * thread, 1, 1)[0, 0] = first_job(thread, jobs, threads)
+        words(workspace + _HEAD_BYTES + COUNTER_BYTES * thread)[0] = first_job(thread, jobs, threads)
+    call(region, (worker, workspace, workspace + 8, workspace + 16, workspace, 0, 1, _call_for_int(limit)))
 
 
-class _Layer:
-    """What Numba's threading layer, chosen when the first of several threads is needed, allows."""
+@cache
+def _threading_layer() -> tuple[int, int]:
+    """Addresses of functions of Numba's threading layer, chosen now: to run a parallel region, and for its threads.
 
-    workqueue: bool | None = None  # not known yet
+    ``numba_parallel_for(function, args, dims, steps, data, inner dimensions, number of args, threads)`` is what Numba
+    compiles a parallel loop to. Calling it takes a second less to compile, and no GIL.
+    """
+    numba.get_num_threads()
+    return llvm.address_of_symbol("numba_parallel_for"), llvm.address_of_symbol("get_num_threads")
+
+
+@cache
+def _takes_turns() -> bool:
+    """Whether parallel regions must be started one at a time.
+
+    Numba's workqueue layer, the only one that is always there, aborts the process when two threads start them at the
+    same time (numba#8563).
+    """
+    return numba.threading_layer() == "workqueue"
 
 
 _one_at_a_time = threading.Lock()
 
 
 class Launcher:
-    """Runs the jobs of kernels that take certain arrays; each of its two functions is compiled when it is needed.
+    """Runs the jobs of kernels that take so many arrays; each of its functions is compiled when it is needed.
 
-    The signatures are explicit, so contiguous and strided arrays run the same code. Addresses are passed as
-    integers, which cost less than arrays.
+    Arrays are handed over by ``id``, from which the compiled function reads where their data is: much faster than
+    asking an array in Python, or than Numba's look at it.
 
     Parameters
     ----------
-    arrays : tuple of Numba types
-    serial, parallel : callable
-        ``serial(function, *arrays, scratch, slab, geometry, jobs)`` and
-        ``parallel(function, *arrays, workspace, slab, geometry, jobs, threads)``, to be compiled: `slab` is
-        the scratch of one thread in bytes, for `workspace` see there.
+    worker, serial, parallel : callable
+        To be compiled: ``serial(function, *arrays, scratch, slab, geometry, jobs)``, and
+        ``parallel(region, limit, worker, function, *arrays, workspace, slab, geometry, jobs, threads)``, which has
+        the threads of a `workspace` run ``worker(args, count, steps, data)``.
+    arrays : int
     """
 
-    def __init__(self, arrays: tuple, serial: Callable, parallel: Callable) -> None:
-        self._arrays, self._serial, self._parallel = arrays, serial, parallel
+    def __init__(self, worker: CFunction, serial: Callable, parallel: Callable, arrays: int) -> None:
+        self._worker, self._serial, self._parallel, self._arrays = worker, serial, parallel, arrays
 
     @cached_property
     def serial(self) -> Any:
         """The compiled function for this thread alone."""
-        return jit(types.void(types.int64, *self._arrays, *[types.int64] * 4))(self._serial)
+        return jit(types.void(*[types.int64] * (5 + self._arrays)))(self._serial)
 
     @cached_property
     def parallel(self) -> Any:
         """The compiled function for several threads."""
-        return jit(types.void(types.int64, *self._arrays, *[types.int64] * 5), parallel=True)(self._parallel)
+        return jit(types.void(*[types.int64] * (9 + self._arrays)))(self._parallel)
 
     def __call__(
         self, function: int, arrays: tuple, memory: int, slab: int, geometry: int, jobs: int, threads: int
     ) -> None:
         """Run `jobs` jobs of the kernel at the address `function`; `memory` is the address of a `workspace`."""
+        ids = map(id, arrays)
         if threads == 1:
-            self.serial(function, *arrays, memory, slab, geometry, jobs)
-        elif _Layer.workqueue is False:
-            self.parallel(function, *arrays, memory, slab, geometry, jobs, threads)
-        else:
-            # Numba's workqueue layer, the only one that is always there, aborts the process when two threads
-            # start parallel regions at the same time (numba#8563), so with it they take turns.
+            self.serial(function, *ids, memory, slab, geometry, jobs)
+            return
+        start = (*_threading_layer(), self._worker.address, function)
+        if _takes_turns():
             with _one_at_a_time:
-                self.parallel(function, *arrays, memory, slab, geometry, jobs, threads)
-            _Layer.workqueue = numba.threading_layer() == "workqueue"
+                self.parallel(*start, *ids, memory, slab, geometry, jobs, threads)
+        else:
+            self.parallel(*start, *ids, memory, slab, geometry, jobs, threads)
 
 
 @cache
-def conv_launcher(dtype: str) -> Launcher:
-    """For kernels of (x, weight, bias, out): all have 4 axes and any strides, but `bias`, which is flat."""
-    return _image_launcher(dtype, types.Array(getattr(types, dtype), 4, "A", readonly=True))
-
-
-@cache
-def pool_launcher(dtype: str) -> Launcher:
-    """As `conv_launcher`, with int64 indices of 4 axes and any strides in the place of `weight`."""
-    return _image_launcher(dtype, types.Array(types.int64, 4, "A", readonly=True))
-
-
-@cache
-def lp_launcher(dtype: str) -> Launcher:
-    """As `conv_launcher`, with a third image in the place of `bias`."""
-    image = types.Array(getattr(types, dtype), 4, "A", readonly=True)
-    return _image_launcher(dtype, image, image)
-
-
-def _image_launcher(dtype: str, second: types.Array, third: types.Array | None = None) -> Launcher:
+def image_launcher() -> Launcher:
+    """For kernels of four arrays: (x, weight, bias, out), or what else they have in the place of the middle two."""
     stamp = source_stamp()
+
+    @address_kernel(4)
+    def worker(args, count, steps, data):
+        _ = stamp
+        task, first = words(data), words(args)[0]
+        arrays = (task[4], task[5], task[6], task[7])
+        for thread in range(first, first + words(count)[0]):
+            _in_ranges(task[3], arrays, task[8], task[9], task[10], task[11], thread, task[12])
 
     def serial(function, x, second, third, out, scratch, slab, geometry, jobs):
         _ = stamp
-        xp, yp, zp = np.int64(x.ctypes.data), np.int64(second.ctypes.data), np.int64(third.ctypes.data)
-        _serially(function, (xp, yp, zp, np.int64(out.ctypes.data)), scratch, slab, geometry, jobs)
+        arrays = (data_of(x), data_of(second), data_of(third), data_of(out))
+        _serially(function, arrays, scratch, slab, geometry, jobs)
 
-    def parallel(function, x, second, third, out, workspace, slab, geometry, jobs, threads):
+    def parallel(region, limit, worker, function, x, second, third, out, workspace, slab, geometry, jobs, threads):
         _ = stamp
-        xp, yp, zp = np.int64(x.ctypes.data), np.int64(second.ctypes.data), np.int64(third.ctypes.data)
-        arrays = (xp, yp, zp, np.int64(out.ctypes.data))
-        _start_counters(workspace, jobs, threads)
-        for thread in prange(threads):
-            scratch = workspace + threads * COUNTER_BYTES + np.int64(thread) * slab
-            _in_ranges(function, arrays, scratch, slab, geometry, workspace, jobs, np.int64(thread), threads)
+        arrays = (data_of(x), data_of(second), data_of(third), data_of(out))
+        _launch(region, limit, worker, workspace, (function, *arrays, workspace, slab, geometry, jobs, threads))
 
-    real = getattr(types, dtype)
-    image, flat = types.Array(real, 4, "A", readonly=True), types.Array(real, 1, "C", readonly=True)
-    return Launcher((image, second, third or flat, types.Array(real, 4, "A")), serial, parallel)
+    return Launcher(worker, serial, parallel, 4)
 
 
 @cache
@@ -174,18 +204,22 @@ def _record_launcher() -> Launcher:
     """For `fastconv.jit.record_kernel`s, which find their arrays in the record."""
     stamp = source_stamp()
 
+    @address_kernel(4)
+    def worker(args, count, steps, data):
+        _ = stamp
+        task, first = words(data), words(args)[0]
+        for thread in range(first, first + words(count)[0]):
+            _in_ranges(task[3], (), task[4], task[5], task[6], task[7], thread, task[8])
+
     def serial(function, scratch, slab, record, jobs):
         _ = stamp
         _serially(function, (), scratch, slab, record, jobs)
 
-    def parallel(function, workspace, slab, record, jobs, threads):
+    def parallel(region, limit, worker, function, workspace, slab, record, jobs, threads):
         _ = stamp
-        _start_counters(workspace, jobs, threads)
-        for thread in prange(threads):
-            scratch = workspace + threads * COUNTER_BYTES + np.int64(thread) * slab
-            _in_ranges(function, (), scratch, slab, record, workspace, jobs, np.int64(thread), threads)
+        _launch(region, limit, worker, workspace, (function, workspace, slab, record, jobs, threads))
 
-    return Launcher((), serial, parallel)
+    return Launcher(worker, serial, parallel, 0)
 
 
 def run_jobs(function: Any, record: np.ndarray, jobs: int, slab: int = 0) -> None:
@@ -209,10 +243,10 @@ def run_jobs(function: Any, record: np.ndarray, jobs: int, slab: int = 0) -> Non
 
 
 def workspace(slab: int, threads: int) -> np.ndarray:
-    """Memory for a launch, at a cache line: a counter of jobs for each of several threads, then a slab for each."""
+    """Memory for a launch, at a cache line: for several threads a head and a counter for each; then their slabs."""
     return aligned(workspace_size(slab, threads), np.uint8)
 
 
 def workspace_size(slab: int, threads: int) -> int:
     """Bytes of a `workspace`."""
-    return threads * (slab + (COUNTER_BYTES if threads > 1 else 0))
+    return threads * slab + (_HEAD_BYTES + threads * COUNTER_BYTES if threads > 1 else 0)

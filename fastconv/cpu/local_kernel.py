@@ -9,7 +9,6 @@ import numpy as np
 
 from fastconv.cpu.host import host
 from fastconv.cpu.kernel import Kernel, Params
-from fastconv.cpu.launch import conv_launcher
 from fastconv.cpu.panels import TapPanels
 from fastconv.jit import source_stamp
 from fastconv.local_problem import LocalProblem
@@ -55,7 +54,6 @@ class LocalKernel(Kernel):
         super().__init__(problem, params, threads)
         self.rows, self.columns = params["rows"], params["columns"]
         self.function = compiled(self.rows, self.columns, self.item, self.lanes, source_stamp())
-        self.launcher = conv_launcher(problem.dtype)
         self.panels = TapPanels(problem.conv)
         self.zeros = np.zeros(self.lanes, problem.dtype)
 

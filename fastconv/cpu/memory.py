@@ -17,6 +17,7 @@ from fastconv.cpu import emit
 from fastconv.cpu.host import host
 from fastconv.jit import inline
 
+_HEAD = object.__basicsize__  # of every Python object; ``id`` is its address
 _ELEMENT = {1: types.uint8, 4: types.float32, 8: types.float64}
 
 
@@ -80,7 +81,8 @@ def call(typingctx, function, arguments):
 
 
 @intrinsic
-def _int_pointer(typingctx, address):
+def words(typingctx, address):
+    """The int64 words at `address`, to be read or written by index."""
     pointer = types.CPointer(types.int64)
 
     def codegen(context, builder, signature, args):
@@ -92,7 +94,13 @@ def _int_pointer(typingctx, address):
 @inline
 def ints(address, rows, columns):
     """The int64 table of `rows` x `columns` at `address`."""
-    return carray(_int_pointer(address), (rows, columns))
+    return carray(words(address), (rows, columns))
+
+
+@inline
+def data_of(array):
+    """Where the data of an array is, by the array's ``id``: `PyArrayObject.data`, the word after Python's head."""
+    return words(array + _HEAD)[0]
 
 
 @inline

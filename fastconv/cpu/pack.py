@@ -85,22 +85,18 @@ def weights_of_block(weight, g, group, block, scratch, BLOCK, ITEM):
 
 
 @cache
-def _packer(dtype: str, ITEM: int, LANES: int, stamp: str) -> Any:
-    """The compiled ``pack(weight, packed, groups, block, taps)`` for contiguous weights."""
+def _packer(ITEM: int, LANES: int, stamp: str) -> Any:
+    """The compiled ``pack(weight, packed, groups, filters, length, block, taps)``, of contiguous weights by address."""
 
-    def pack(weight, packed, groups, block, taps):
+    def pack(weight, packed, groups, filters, length, block, taps):
         _ = stamp, LANES
-        source, target = np.int64(weight.ctypes.data), np.int64(packed.ctypes.data)
-        per_group, length = weight.shape[0] // groups, weight.shape[1] * taps
         for group in range(groups):
-            for first in range(0, per_group, block):
-                weights = source + ITEM * (group * per_group + first) * length
-                _pack_block(weights, target, length, taps, min(block, per_group - first), block, ITEM)
-                target += ITEM * length * block
+            for first in range(0, filters, block):
+                weights = weight + ITEM * (group * filters + first) * length
+                _pack_block(weights, packed, length, taps, min(block, filters - first), block, ITEM)
+                packed += ITEM * length * block
 
-    real, word = getattr(types, dtype), types.int64
-    signature = types.void(types.Array(real, 4, "C", readonly=True), types.Array(real, 4, "C"), word, word, word)
-    return jit(signature)(pack)
+    return jit(types.void(*[types.int64] * 7))(pack)
 
 
 def padded_bias(bias: np.ndarray, groups: int, width: int) -> np.ndarray:
@@ -173,8 +169,9 @@ class FilterPacker(Packer):
         if self.raw:
             return weight, padded
         packed = aligned((1, 1, 1, self.size), self.dtype)
-        pack = _packer(str(self.dtype), self.dtype.itemsize, self.lanes, source_stamp())
-        pack(weight, packed, self.groups, self.block, self.taps)
+        pack = _packer(self.dtype.itemsize, self.lanes, source_stamp())
+        filters, length = len(weight) // self.groups, math.prod(weight.shape[1:])
+        pack(weight.ctypes.data, packed.ctypes.data, self.groups, filters, length, self.block, self.taps)
         return packed, padded
 
 

@@ -14,7 +14,6 @@ from numba import carray
 
 from fastconv.arrays import aligned
 from fastconv.cpu.kernel import Launch, fields, record
-from fastconv.cpu.launch import conv_launcher
 from fastconv.cpu.memory import copy, fill, ints, lanes_of, prefetch_lines, stack
 from fastconv.cpu.pack import Packed, Packer, padded_bias
 from fastconv.cpu.transpose import copy_vector, transpose_block
@@ -124,7 +123,7 @@ class InputPacker(Packer):
     @cached_property
     def launch(self) -> Launch:
         """What packs the weights."""
-        return Launch(conv_launcher(self.dtype.name), self.function.address, self.geometry, self.threads)
+        return Launch(self.function.address, self.geometry, self.threads)
 
     @property
     def nbytes(self) -> int:

@@ -12,7 +12,6 @@ import numpy as np
 from fastconv.arrays import dense_strides, empty
 from fastconv.cpu.elementwise import norm_share
 from fastconv.cpu.kernel import Geometry, Kernel, Launch, Params, record
-from fastconv.cpu.launch import lp_launcher, pool_launcher
 from fastconv.cpu.windows_backward import (
     AVERAGE,
     GEOMETRY,
@@ -134,7 +133,7 @@ class ScatterMaxima(PoolBackward):
 
     def __init__(self, problem: PoolProblem, params: Params, threads: int) -> None:
         super().__init__(problem, params, threads)
-        self.function, self.launcher = scatter_maxima(self.item, source_stamp()), pool_launcher(problem.dtype)
+        self.function = scatter_maxima(self.item, source_stamp())
         self._no_third = np.empty(0, problem.dtype)
 
     def writes(self, out: tuple[int, ...]) -> bool:
@@ -186,7 +185,6 @@ class GatherMaxima(GatherWindows):
 
     def __init__(self, problem: PoolProblem, params: Params, threads: int) -> None:
         super().__init__(problem, params, threads, MAX)
-        self.launcher = pool_launcher(problem.dtype)
 
     @cached_property
     def anywhere(self) -> ScatterMaxima:
@@ -214,7 +212,6 @@ class MeanBackward(GatherWindows):
             self.row_step = width
         norm = pool.norm_type if pool.mode == "lp" else 1.0
         super().__init__(problem, params, threads, {1.0: AVERAGE, 2.0: SQUARES}.get(norm, POWERS))
-        self.launcher = lp_launcher(problem.dtype)
 
     def writes(self, out: tuple[int, ...]) -> bool:
         return super().writes(out) and self.row_step in (None, out[2])

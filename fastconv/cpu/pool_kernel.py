@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 
 from fastconv.cpu.kernel import Kernel, Params
-from fastconv.cpu.launch import pool_launcher
 from fastconv.problem import PoolProblem
 
 # Less work than this is not worth handing to another thread.
@@ -26,7 +25,6 @@ class PoolKernel(Kernel):
 
     def __init__(self, problem: PoolProblem, params: Params, threads: int) -> None:
         super().__init__(problem, params, threads)
-        self.launcher = pool_launcher(problem.dtype)
         self._no_indices = np.empty((0, 0, 0, 0), np.int64)
         self._no_bias = np.empty(0, problem.dtype)
 

@@ -12,7 +12,6 @@ from numba import carray
 
 from fastconv.arrays import aligned, empty
 from fastconv.cpu.kernel import Kernel, Launch, Params, fields, record
-from fastconv.cpu.launch import conv_launcher
 from fastconv.cpu.memory import copy, get, prefetch_lines, put
 from fastconv.cpu.panels import copy_pixels
 from fastconv.cpu.transpose import transpose
@@ -108,7 +107,6 @@ class WeightKernel(Kernel):
 
     def __init__(self, problem: ConvProblem, params: Params, threads: int) -> None:
         super().__init__(problem, params, threads)
-        self.launcher = conv_launcher(problem.dtype)
         self.elements = math.prod(problem.weight_shape)
         self._no_bias = np.empty(0, problem.dtype)
 
@@ -128,7 +126,7 @@ class WeightKernel(Kernel):
         self.summing = _summing(self.item, source_stamp())
         jobs = -(-self.elements // _SUM_ELEMENTS)
         geometry = record(_SUM, jobs, 0, {}, elements=self.elements, splits=self.splits, per_job=_SUM_ELEMENTS)
-        return Launch(self.launcher, self.summing.address, geometry, self.threads)
+        return Launch(self.summing.address, geometry, self.threads)
 
     @property
     def workspace_bytes(self) -> int:

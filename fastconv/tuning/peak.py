@@ -16,7 +16,7 @@ from numba import carray
 from fastconv.cpu.contract import contract
 from fastconv.cpu.host import host
 from fastconv.cpu.kernel import Geometry, fields, record
-from fastconv.cpu.launch import conv_launcher, workspace
+from fastconv.cpu.launch import image_launcher, workspace
 from fastconv.cpu.memory import copy
 from fastconv.cpu.threads import usable_threads
 from fastconv.jit import job_kernel, source_stamp
@@ -63,11 +63,10 @@ def _best_ns(kernel: Any, geometry: Geometry, arrays: tuple, threads: int, secon
     """Shortest launch on (x, weight, bias, out) within some time; at least 5 of them, the first one not counted."""
     memory = workspace(geometry.slab, threads)
     tail = (memory.ctypes.data, geometry.slab, geometry.record.ctypes.data, geometry.jobs, threads)
-    launcher = conv_launcher(str(arrays[0].dtype))
     times: list[int] = []
     while len(times) < 6 or sum(times) < 1e9 * seconds:
         start = perf_counter_ns()
-        launcher(kernel.address, arrays, *tail)
+        image_launcher()(kernel.address, arrays, *tail)
         times.append(perf_counter_ns() - start)
     return min(times[1:])
 
