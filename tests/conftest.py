@@ -10,7 +10,8 @@ import pytest
 from hypothesis import settings
 
 # What a user has tuned, or set, must not change what is tested.
-os.environ["FASTCONV_WISDOM"] = os.path.join(tempfile.mkdtemp(prefix="fastconv-tests-"), "wisdom.jsonl")
+_own = tempfile.TemporaryDirectory(prefix="fastconv-tests-")  # goes with this process
+os.environ["FASTCONV_WISDOM"] = os.path.join(_own.name, "wisdom.jsonl")
 os.environ.pop("FASTCONV_MODE", None)
 
 # No deadline: the first call of a kernel compiles it, and shared machines stall.

@@ -176,6 +176,22 @@ print(len(recorder.buffer))
     assert int(run(code, tmp_path)) == 0
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_call_compiles_what_it_runs_and_no_more(threads: int, tmp_path: Path) -> None:
+    code = f"""
+import os
+os.environ["NUMBA_NUM_THREADS"] = "{threads}"
+import numpy as np, fastconv
+fastconv.conv2d(np.ones((1, 64, 28, 28), "float32"), np.ones((64, 64, 3, 3), "float32"), padding=1)
+"""
+    run(code, tmp_path)
+    found = {path.name.split("-")[0] for path in tmp_path.rglob("*.nbc")}
+    starts = {1: {"launch.image_launcher.locals.serial"}}
+    starts[2] = {"launch.image_launcher.locals.parallel", "launch.image_launcher.locals.worker"}
+    assert len(found - starts[threads]) == 1, found  # the kernel
+    assert starts[threads] < found
+
+
 @pytest.mark.parametrize(
     "first", ["fastconv.conv2d(x, w)", "fastconv.plan(x.shape, w)(x)", "fastconv.max_pool2d(x, 2)"]
 )
