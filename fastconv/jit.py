@@ -17,10 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import cfunc, from_dtype, njit, types
+from numba import config, from_dtype, njit, types
+from numba.core.ccallback import CFunc
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.sigutils import normalize_signature
 
-OPTIONS = {"cache": True, "error_model": "numpy", "boundscheck": False, "fastmath": False}
+from fastconv.jit_cache import cache_of
+
+OPTIONS = {"error_model": "numpy", "boundscheck": False, "fastmath": False}
 
 
 def kept_over_forks(lock: Any) -> Any:
@@ -75,15 +79,22 @@ def _spare_scipy() -> None:
     arraymath.ensure_blas = real
 
 
-def jit(*args: Any, **options: Any) -> Any:
-    """``numba.njit`` with the project's options; also usable with an explicit signature."""
+def jit(function: Callable, signature: Any = None, **options: Any) -> Any:
+    """``numba.njit`` with the project's options, kept on disk; compiled now for an explicit signature, if given."""
     _spare_scipy()
-    return njit(*args, **{**OPTIONS, "nogil": True, **options})
+    compiled = njit(function, nogil=True, **OPTIONS, **options)
+    if config.DISABLE_JIT:
+        return compiled
+    compiled._cache = cache_of(function)  # what its enable_caching does, with a cache of ours
+    if signature is not None:
+        compiled.compile(signature)
+        compiled.disable_compile()
+    return compiled
 
 
 def inline(function: Callable) -> Any:
     """A helper that kernels of the same package call; compiled as part of its callers."""
-    return njit(function, error_model="numpy", boundscheck=False, fastmath=False, nogil=True)
+    return njit(function, nogil=True, **OPTIONS)
 
 
 class CFunction:
@@ -105,8 +116,15 @@ class CFunction:
             with self._compiling:
                 if self._compiled is None:
                     _spare_scipy()
-                    self._compiled = cfunc(self._signature, **OPTIONS)(self._function)
+                    self._compiled = self._compile()
         return self._compiled.address
+
+    def _compile(self) -> CFunc:
+        """What ``numba.cfunc`` does, with a cache of ours."""
+        compiled: Any = CFunc(self._function, normalize_signature(self._signature), {}, OPTIONS)
+        compiled._cache = cache_of(self._function)
+        compiled.compile()
+        return compiled
 
 
 def job_kernel(geometry: np.dtype) -> Callable[[Callable], CFunction]:

@@ -105,12 +105,12 @@ class Launcher:
     @cached_property
     def serial(self) -> Any:
         """The compiled function for this thread alone."""
-        return jit(types.void(types.int64, *self._arrays, *[types.int64] * 4))(self._serial)
+        return jit(self._serial, types.void(types.int64, *self._arrays, *[types.int64] * 4))
 
     @cached_property
     def parallel(self) -> Any:
         """The compiled function for several threads."""
-        return jit(types.void(types.int64, *self._arrays, *[types.int64] * 5), parallel=True)(self._parallel)
+        return jit(self._parallel, types.void(types.int64, *self._arrays, *[types.int64] * 5), parallel=True)
 
     def __call__(
         self, function: int, arrays: tuple, memory: int, slab: int, geometry: int, jobs: int, threads: int

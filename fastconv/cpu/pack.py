@@ -100,7 +100,7 @@ def _packer(dtype: str, ITEM: int, LANES: int, stamp: str) -> Any:
 
     real, word = getattr(types, dtype), types.int64
     signature = types.void(types.Array(real, 4, "C", readonly=True), types.Array(real, 4, "C"), word, word, word)
-    return jit(signature)(pack)
+    return jit(pack, signature)
 
 
 def padded_bias(bias: np.ndarray, groups: int, width: int) -> np.ndarray:
