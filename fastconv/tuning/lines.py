@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 LONGEST = 1 << 16  # bytes of a line; those of wisdom have one to five thousand
-MOST = 1 << 26  # bytes of a file that are read, the last ones
+MOST = 1 << 25  # bytes of a file that are read, the last ones
 _PATIENCE = 60.0  # seconds to wait for another process, which holds the lock for a thousandth
 
 

@@ -126,8 +126,8 @@ def _readable(line: bytes | None) -> Row | None:
         return None
 
 
-def rows(store: Path, regular: bool = True) -> tuple[list[Row], list[int]]:
-    """Readable rows of a file, oldest first, and the numbers of the lines that are damaged.
+def rows(store: Path, regular: bool = True) -> tuple[list[Row], int, int]:
+    """Readable rows of a file, oldest first; how many lines are damaged, and the number of the first of them, or 0.
 
     A last line without an end may be one that another process is writing; it is no damage.
 
@@ -136,14 +136,14 @@ def rows(store: Path, regular: bool = True) -> tuple[list[Row], list[int]]:
     OSError
         If the file cannot be read, or, if it has to be a regular one, is something else.
     """
-    found, damaged = [], []
+    found, damaged, first = [], 0, 0
     for number, line in lines.read(store, regular):
         row = _readable(line)
         if row is not None:
             found.append(row)
         elif line is None or line.endswith(b"\n"):
-            damaged.append(number)
-    return sorted(found, key=lambda row: row.entry.time), damaged
+            damaged, first = damaged + 1, first or number
+    return sorted(found, key=lambda row: row.entry.time), damaged, first
 
 
 _EMPTY: dict[tuple[str, int], Entry] = {}
@@ -171,10 +171,12 @@ def _warn_once(store: Path | None, kind: str, text: str) -> None:
 
 def _read(store: Path, regular: bool = True) -> list[Row]:
     """All readable rows; damaged lines are reported once for each file. Errors as `rows`."""
-    found, damaged = rows(store, regular)
+    found, damaged, first = rows(store, regular)
     if damaged:
-        text = f"{store}: skipped {len(damaged)} damaged line(s), the first is line {damaged[0]}"
-        _warn_once(store, "damaged", text)
+        _warn_once(store, "damaged", f"{store}: skipped {damaged} damaged line(s), the first is line {first}")
+    if store.stat().st_size > lines.MOST:
+        text = f"{store}: read the last {lines.MOST >> 20} MiB only; export, clear and merge leave what counts"
+        _warn_once(store, "large", text)
     return found
 
 
