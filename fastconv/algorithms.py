@@ -141,6 +141,17 @@ def unsupported(problem: Problem, name: str) -> str | None:
     return reason
 
 
+def offered(problem: Problem, candidate: Candidate) -> bool:
+    """Whether a candidate is one of those that its algorithm offers; to be asked where it comes from a file.
+
+    Kernels trust their parameters.
+    """
+    known = candidate.algorithm in names(problem.operation, problem.device)
+    if not known or unsupported(problem, candidate.algorithm) is not None:
+        return False
+    return dict(candidate.params) in module_of(problem, candidate.algorithm).space(problem)
+
+
 def supporting(problem: Problem) -> list[str]:
     """Algorithms that can compute `problem`, in order."""
     return [name for name in names(problem.operation, problem.device) if unsupported(problem, name) is None]

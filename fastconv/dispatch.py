@@ -150,7 +150,7 @@ def _fastest_first(problem: Problem, entry: Any, algorithm: str | None) -> Itera
     """The winner of an entry, and the others that were measured for it, with their threads."""
     yield entry.candidate, entry.run_threads
     for found in sorted(entry.current(), key=lambda m: m.ns):
-        if algorithm in (None, found.candidate.algorithm) and _possible(problem, found.candidate):
+        if algorithm in (None, found.candidate.algorithm) and algorithms.offered(problem, found.candidate):
             yield found.candidate, found.threads
 
 
@@ -182,14 +182,7 @@ def _known(problem: Problem, threads: int) -> Any:
     if isinstance(problem, ConvProblem) and (problem.bias or problem.activation):
         similar.append(replace(problem, bias=False, activation=None))
     found = (wisdom.lookup(p, threads) for p in similar)
-    return next((entry for entry in found if entry is not None and _possible(problem, entry.candidate)), None)
-
-
-def _possible(problem: Problem, candidate: Candidate) -> bool:
-    """Whether a candidate from the store is one that the algorithm offers: kernels trust their parameters."""
-    if algorithms.unsupported(problem, candidate.algorithm) is not None:
-        return False
-    return dict(candidate.params) in algorithms.module_of(problem, candidate.algorithm).space(problem)
+    return next((entry for entry in found if entry is not None and algorithms.offered(problem, entry.candidate)), None)
 
 
 def _without_wisdom(problem: Problem, threads: int) -> Any:

@@ -17,12 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import cfunc, from_dtype, njit, types
+from numba import config, from_dtype, njit, types
+from numba.core.ccallback import CFunc
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.sigutils import normalize_signature
 
-OPTIONS = {"cache": True, "error_model": "numpy", "boundscheck": False, "fastmath": False}
+from fastconv.jit_cache import cache_of
+
+OPTIONS = {"error_model": "numpy", "boundscheck": False, "fastmath": False}
 
 
 def kept_over_forks(lock: Any) -> Any:
@@ -77,10 +81,17 @@ def _spare_scipy() -> None:
     arraymath.ensure_blas = real
 
 
-def jit(*args: Any, **options: Any) -> Any:
-    """``numba.njit`` with the project's options; also usable with an explicit signature."""
+def jit(function: Callable, signature: Any = None, **options: Any) -> Any:
+    """``numba.njit`` with the project's options, kept on disk; compiled now for an explicit signature, if given."""
     _spare_scipy()
-    return njit(*args, **{**OPTIONS, "nogil": True, **options})
+    compiled = njit(function, nogil=True, **OPTIONS, **options)
+    if config.DISABLE_JIT:
+        return compiled
+    compiled._cache = cache_of(function)  # what its enable_caching does, with a cache of ours
+    if signature is not None:
+        compiled.compile(signature)
+        compiled.disable_compile()
+    return compiled
 
 
 class _LinkedCode(JITCodeLibrary):
@@ -118,9 +129,8 @@ class _HelperCompiler(Compiler):
 
 def inline(function: Callable) -> Any:
     """A helper that kernels of the same package call; compiled as part of its callers."""
-    options = {"error_model": "numpy", "boundscheck": False, "fastmath": False, "nogil": True}
     alone = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "pipeline_class": _HelperCompiler}
-    return njit(function, **options, **alone)
+    return njit(function, nogil=True, **OPTIONS, **alone)
 
 
 class CFunction:
@@ -142,8 +152,15 @@ class CFunction:
             with self._compiling:
                 if self._compiled is None:
                     _spare_scipy()
-                    self._compiled = cfunc(self._signature, **OPTIONS)(self._function)
+                    self._compiled = self._compile()
         return self._compiled.address
+
+    def _compile(self) -> CFunc:
+        """What ``numba.cfunc`` does, with a cache of ours."""
+        compiled: Any = CFunc(self._function, normalize_signature(self._signature), {}, OPTIONS)
+        compiled._cache = cache_of(self._function)
+        compiled.compile()
+        return compiled
 
 
 def job_kernel(geometry: np.dtype) -> Callable[[Callable], CFunction]:

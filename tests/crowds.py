@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-_CROWDS = Path(__file__).parents[1] / "bench" / "crowds.py"
+_BENCH = Path(__file__).parents[1] / "bench"
 LAYERS = ("omp", "tbb", "workqueue")
 
 
@@ -31,9 +31,11 @@ def run(*arguments: str, layer: str = "default", threads: int = 2, **variables: 
     return done
 
 
-def scenario(name: str, layer: str = "default", threads: int = 2) -> dict[str, Any]:
-    """What a scenario of `bench/crowds.py` found."""
-    lines = run(str(_CROWDS), name, "60", layer=layer, threads=threads).stdout.splitlines()
+def scenario(
+    name: str, layer: str = "default", threads: int = 2, script: str = "crowds.py", count: int = 60
+) -> dict[str, Any]:
+    """What a scenario of `bench/crowds.py`, or of another script like it, found."""
+    lines = run(str(_BENCH / script), name, str(count), layer=layer, threads=threads).stdout.splitlines()
     found = json.loads(lines[-1])  # before it, Numba may have said something about TBB
     assert found["wrong"] == 0
     return found

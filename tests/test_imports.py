@@ -17,7 +17,8 @@ PACKAGE = Path(__file__).parent.parent / "fastconv"
 # A module imports from its own row and from those above. A name stands for a module or a package.
 ORDER = [
     ["_version"],
-    ["sizes", "jit", "free_memory"],
+    ["sizes", "jit_cache", "free_memory"],
+    ["jit"],
     ["pooling"],
     ["problem"],
     ["algorithms", "descriptor", "networks", "arrays", "local_problem", "phases"],

@@ -144,7 +144,7 @@ def test_concurrent_writers_lose_nothing(path):
     env = {**os.environ, "PYTHONPATH": root}
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(who)], env=env) for who in range(1, 5)]
     assert [writer.wait(timeout=120) for writer in writers] == [0] * 4
-    found, damaged = wisdom.rows(path)
+    found, damaged, _ = wisdom.rows(path)
     assert not damaged
     keys = {(row.entry.problem, row.entry.threads) for row in found}
     assert len(found) == len(keys) == 80

@@ -7,11 +7,15 @@ from importlib.util import find_spec
 
 
 def main() -> None:
-    """Entry point of the command; exits with 1 if typer or rich is not installed."""
+    """Entry point of the command; exits with 1 if typer or rich is not installed, with 130 on Ctrl-C."""
     missing = [name for name in ("typer", "rich") if find_spec(name) is None]
     if missing:
         print(f"fastconv: the command needs {' and '.join(missing)}: pip install fastconv[cli]", file=sys.stderr)
         raise SystemExit(1)
-    from fastconv.cli.commands import app
+    try:
+        from fastconv.cli.commands import app
 
-    app()
+        app()
+    except KeyboardInterrupt:  # while the commands are imported
+        print("fastconv: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -112,6 +112,7 @@ def tune(
     Interrupted, it keeps what it has; run again, it skips what it knows.
     """
     wanted = _in_direction(_problems(targets, batch, dtype, memory_format, raw), direction)
+    wisdom_store.check_writable()  # what is measured here is of use only if it is kept
     results: list[search.Result] = []
     interrupted = False
     with progress_bars() as bars:
@@ -296,4 +297,4 @@ def warmup(
     if json:
         emit(facts)
     else:
-        typer.echo(f"{done.kernels} kernels ready in {done.seconds:.1f} s, cached in {facts['cache']}")
+        typer.echo(f"{done.kernels} kernels ready in {done.seconds:.1f} s, cached in {facts['cache'] or 'no folder'}")

@@ -17,9 +17,9 @@ from fastconv.cpu.launch import image_launcher
 from fastconv.tuning import peak, wisdom
 
 
-def cache_path() -> str:
-    """The directory where Numba keeps compiled kernels."""
-    return str(image_launcher().serial.stats.cache_path)
+def cache_path() -> str | None:
+    """The directory where Numba keeps compiled kernels, or None if no such place can be written."""
+    return image_launcher().serial.stats.cache_path
 
 
 def _gpus() -> list[str]:
@@ -64,8 +64,8 @@ def info(json: Json = False) -> None:
         "FMA peak": ", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in facts["fma_gflops"].items()),
         "memory": f"{facts['copy_bytes_per_second'] / 1e9:.1f} GB/s copied (read and written)",
         "GPU": ", ".join(facts["gpus"]) or "none",
-        "kernel cache": facts["cache"],
-        "wisdom": facts["wisdom"] or "no store: pip install fastconv[tune]",
+        "kernel cache": facts["cache"] or "none: let NUMBA_CACHE_DIR name a folder that can be written",
+        "wisdom": facts["wisdom"] or "no store: pip install fastconv[tune], or let FASTCONV_WISDOM name a file",
     }
     for name, text in lines.items():
         typer.echo(f"{name:13} {text}")

@@ -21,7 +21,10 @@ _PIPE_WIDTH = 200  # columns of a table that goes to a file, where nothing needs
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn a bad argument into one line on stderr and exit code 2, a missing package or file into 1."""
+    """Turn what ends a command into one line on stderr and an exit code.
+
+    2 for a bad argument, 1 for a missing package or a file, 130 for Ctrl-C.
+    """
     try:
         yield
     except (ValueError, LookupError) as error:
@@ -30,6 +33,9 @@ def user_errors() -> Iterator[None]:
     except (ImportError, OSError) as error:
         note(str(error))
         raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        note("interrupted")
+        raise typer.Exit(130) from None
 
 
 def note(message: str) -> None:

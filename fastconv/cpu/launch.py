@@ -150,12 +150,12 @@ class Launcher:
     @cached_property
     def serial(self) -> Any:
         """The compiled function for this thread alone."""
-        return jit(types.void(*[types.int64] * (5 + self._arrays)))(self._serial)
+        return jit(self._serial, types.void(*[types.int64] * (5 + self._arrays)))
 
     @cached_property
     def parallel(self) -> Any:
         """The compiled function for several threads."""
-        return jit(types.void(*[types.int64] * (9 + self._arrays)))(self._parallel)
+        return jit(self._parallel, types.void(*[types.int64] * (9 + self._arrays)))
 
     def __call__(
         self, function: int, arrays: tuple, memory: int, slab: int, geometry: int, jobs: int, threads: int

@@ -96,7 +96,7 @@ def _packer(ITEM: int, LANES: int, stamp: str) -> Any:
                 _pack_block(weights, packed, length, taps, min(block, filters - first), block, ITEM)
                 packed += ITEM * length * block
 
-    return jit(types.void(*[types.int64] * 7))(pack)
+    return jit(pack, types.void(*[types.int64] * 7))
 
 
 def padded_bias(bias: np.ndarray, groups: int, width: int) -> np.ndarray:

@@ -69,7 +69,8 @@ def _place(problem: Problem, threads: int) -> np.ndarray:
         sizes = (problem.channels, *problem.pool.kernel_size, math.prod(problem.out_size), *problem.pool.stride)
         marks = (problem.return_indices, problem.pool.mode == "max", problem.pool.mode == "lp")
     stride = getattr(problem, "stride", (1, 1))
-    octaves = np.log2([*sizes, max(1, problem.batch), threads, *stride, *stride, problem.itemsize, problem.itemsize])
+    values = [*sizes, max(1, problem.batch), threads, *stride, *stride, problem.itemsize, problem.itemsize]
+    octaves = np.log2(np.array(values, float))  # products of sizes may be larger than int64
     return np.array([*octaves, *(2.0 * mark for mark in marks)])
 
 

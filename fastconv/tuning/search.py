@@ -104,6 +104,11 @@ def tune(
     list of Result
         One for each distinct problem, in order.
 
+    Warns
+    -----
+    RuntimeWarning
+        Once, if the store cannot be written: the results then count in this process only.
+
     Raises
     ------
     ImportError
@@ -120,7 +125,7 @@ def tune_each(
     progress: Progress | None = None,
 ) -> Iterator[Result]:  # fmt: skip
     """`tune`, one result at a time."""
-    wisdom.require()
+    wisdom.check_packages()
     threads = check_threads(threads)
     if budget is not None and not budget >= 0:
         raise ValueError(f"budget must be a number of seconds, 0 or more, got {budget!r}")
@@ -132,7 +137,7 @@ def tune_each(
     for problem in {p.device: p for p in wanted}.values():
         with measure.on_device(problem):
             pass  # raises where there is no such device
-    known = {} if retune else {p: wisdom.lookup(p, threads) for p in wanted}
+    known = {} if retune else {p: _known(p, threads) for p in wanted}
     unknown = sum(known.get(p) is None for p in wanted)
     end = None if budget is None else monotonic() + budget
     for problem in wanted:
@@ -141,12 +146,18 @@ def tune_each(
             continue
         left = None if end is None else end - monotonic()
         if left is not None and left <= 0:
-            yield Result(problem, "out of budget", wisdom.lookup(problem, threads))
+            yield Result(problem, "out of budget", _known(problem, threads))
         else:
             with measure.on_device(problem):
                 result = tune_one(problem, wisdom.usable_threads(problem, threads), left and left / unknown, progress)
             yield result
         unknown -= 1
+
+
+def _known(problem: Problem, threads: int) -> wisdom.Entry | None:
+    """The measurement of a problem, if its winner is one that can be run."""
+    entry = wisdom.lookup(problem, threads)
+    return entry if entry is not None and algorithms.offered(problem, entry.candidate) else None
 
 
 def check_threads(threads: int | None) -> int:
@@ -173,7 +184,7 @@ def tune_one(problem: Problem, threads: int, seconds: float | None = None, progr
     """
     tell = progress or (lambda *_: None)
     start, work = monotonic(), measure.workload(problem)
-    known = wisdom.lookup(problem, threads)
+    known = _known(problem, threads)
     trials, incumbent = _trials(problem, threads, known)
     rejected: list[str] = []
     half = None if seconds is None else start + seconds / 2
@@ -195,7 +206,7 @@ def tune_one(problem: Problem, threads: int, seconds: float | None = None, progr
         if reason is None:
             workspace = kernels[winner][0].workspace_bytes
             best = max(known_peaks, default=None)
-            entry = wisdom.append(_entry(problem, threads, timings, winner, workspace, best))
+            entry = wisdom.remember(_entry(problem, threads, timings, winner, workspace, best))
             tell(problem, 1.0, "done")
             slowed = best_peak is not None and min(known_peaks) < best_peak / 2
             disturbed = slowed or timings[winner].noise > _TRUSTED_NOISE

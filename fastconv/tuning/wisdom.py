@@ -5,6 +5,8 @@ may tune at once and an interrupted run keeps what it has. A line says on which 
 versions and kernel source it was measured; where those differ from here and now it is passed over, and
 the most recent of the others counts. `$FASTCONV_WISDOM` names the file; without it, it lies in the
 user's data directory (which takes the platformdirs package).
+
+Lines that are damaged are skipped, and a store that cannot be read is taken as empty, with one warning each.
 """
 
 from __future__ import annotations
@@ -13,140 +15,26 @@ import json
 import os
 import threading
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fastconv import algorithms
-from fastconv.algorithms import Candidate
 from fastconv.descriptor import parse
 from fastconv.jit import kept_over_forks
 from fastconv.problem import DEVICES, Problem
+from fastconv.tuning import lines
+from fastconv.tuning.entry import Entry, Measurement, scalars
 from fastconv.tuning.validators import source_hash, validators
 
+__all__ = ["Entry", "Measurement"]
+
 _INSTALL = "the wisdom store needs {}: pip install fastconv[tune]"
-
-
-class Measurement(NamedTuple):
-    """The best time of one candidate on so many threads, and what the cost model says for one; whole nanoseconds."""
-
-    candidate: Candidate
-    threads: int
-    ns: int
-    predicted_ns: int
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What was measured for one problem.
-
-    Attributes
-    ----------
-    problem : str
-        Descriptor.
-    threads : int
-        Threads that were allowed, 1 for a problem on a GPU; with the descriptor, the key of the entry.
-    candidate : Candidate
-        The winner.
-    run_threads : int
-        Threads that the winner ran on: `threads`, or 1 where a parallel region costs more than it saves.
-    ns, best_ns : float
-        Median and minimum time of a run, in nanoseconds.
-    spread : float
-        (median - minimum) / minimum.
-    gflops : float
-    peak_fraction : float or None
-        Rate at the minimum, in GFLOP/s, and its share of the FMA peak of `threads` threads, or of the GPU
-        (`fastconv.cuda.properties.Properties.fma_gflops`); None where that is not known.
-    workspace : int
-        Scratch memory of a run, in bytes.
-    runner_up : Candidate, optional
-        The fastest of the others.
-    margin : float, optional
-        How much longer the runner-up's minimum is: 0.1 is 10%. Negative where an incumbent was kept
-        because the difference was within the noise.
-    time : str
-        When, ISO 8601, UTC.
-    measured : tuple of Measurement
-        Of every candidate that took part, the slow ones from a few runs only.
-    sources : dict of str to str
-        Hash of the source (`validators.source_hash`) of each algorithm that took part.
-    """
-
-    problem: str
-    threads: int
-    candidate: Candidate
-    run_threads: int
-    ns: float
-    best_ns: float
-    spread: float
-    gflops: float
-    peak_fraction: float | None
-    workspace: int
-    runner_up: Candidate | None = None
-    margin: float | None = None
-    time: str = ""
-    measured: tuple[Measurement, ...] = ()
-    sources: dict[str, str] = field(default_factory=dict)
-
-    def current(self) -> list[Measurement]:
-        """`measured`, without kernels that were edited since."""
-        problem = parse(self.problem)
-        known = algorithms.names(problem.operation, problem.device)
-        same = {a for a in known if self.sources.get(a) == source_hash(algorithms.source_of(problem, a))}
-        return [found for found in self.measured if found.candidate.algorithm in same]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        second, measured = self.runner_up and _plain(self.runner_up), [_brief(m) for m in self.measured]
-        return {**vars(self), "candidate": _plain(self.candidate), "runner_up": second, "measured": measured}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Entry:
-        """The inverse of `as_dict`.
-
-        Raises
-        ------
-        KeyError, TypeError, ValueError
-            If a field is missing or of the wrong kind. Unknown ones are passed over.
-        """
-        descriptor, margin, share = values["problem"], values["margin"], values["peak_fraction"]
-        parse(descriptor)
-        return cls(
-            descriptor, int(values["threads"]), _candidate(values["candidate"]), int(values["run_threads"]),
-            float(values["ns"]), float(values["best_ns"]), float(values["spread"]), float(values["gflops"]),
-            None if share is None else float(share), int(values["workspace"]),
-            values["runner_up"] and _candidate(values["runner_up"]), None if margin is None else float(margin),
-            str(values["time"]), tuple(map(_measurement, values.get("measured", ()))),
-            dict(values.get("sources", {})),
-        )  # fmt: skip
-
-
-def _plain(candidate: Candidate) -> dict[str, Any]:
-    return {"algorithm": candidate.algorithm, "params": dict(candidate.params)}
-
-
-def _candidate(values: dict[str, Any]) -> Candidate:
-    return Candidate(values["algorithm"], tuple(sorted(values["params"].items())))
-
-
-def _brief(found: Measurement) -> list[Any]:
-    return [str(found.candidate), *found[1:]]
-
-
-def _measurement(values: list[Any]) -> Measurement:
-    text, threads, *ns = values
-    algorithm, *params = text.split()
-    pairs = (name.split("=") for name in params)
-    candidate = Candidate(algorithm, tuple((name, int(value)) for name, value in pairs))
-    measured, predicted = map(int, ns)
-    if min(measured, predicted) < 1:
-        raise ValueError(f"times must be positive, got {values}")
-    return Measurement(candidate, int(threads), measured, predicted)
 
 
 def path() -> Path | None:
@@ -155,34 +43,41 @@ def path() -> Path | None:
         return Path(named)
     try:
         from platformdirs import user_data_dir
-    except ImportError:
+
+        return Path(user_data_dir("fastconv")) / "wisdom.jsonl"
+    except (ImportError, RuntimeError):  # not installed; a user without a home
         return None
-    return Path(user_data_dir("fastconv")) / "wisdom.jsonl"
+
+
+def check_packages() -> None:
+    """Raise ImportError if a package that the store needs is not installed; says how to get it."""
+    if path() is None and find_spec("platformdirs") is None:
+        raise ImportError(_INSTALL.format("platformdirs, or a file named by $FASTCONV_WISDOM"))
+    if find_spec("filelock") is None:
+        raise ImportError(_INSTALL.format("filelock"))
 
 
 def require() -> Path:
-    """`path`, ready to be written to.
+    """`path`, of a store that is to be written to.
 
     Raises
     ------
     ImportError
         If platformdirs or filelock is not installed; says how to get them.
+    OSError
+        If the user has no home and no file is named.
     """
+    check_packages()
     store = path()
     if store is None:
-        raise ImportError(_INSTALL.format("platformdirs, or a file named by $FASTCONV_WISDOM"))
-    if find_spec("filelock") is None:
-        raise ImportError(_INSTALL.format("filelock"))
+        raise OSError("there is no home directory for the wisdom store; let FASTCONV_WISDOM name a file")
     return store
 
 
 @contextmanager
 def _locked() -> Any:
     store = require()
-    from filelock import FileLock
-
-    store.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{store}.lock"):
+    with lines.locked(store):
         yield store
 
 
@@ -208,28 +103,47 @@ class Row:
         return name and f"{name} was {self.machine.get(name)}, is {here[name]}"
 
     @property
+    def key(self) -> tuple[str, int, str]:
+        """What only the most recent row counts of: problem, threads and machine."""
+        return self.entry.problem, self.entry.threads, json.dumps(self.machine, sort_keys=True)
+
+    @property
     def text(self) -> str:
         """The line, without its end."""
         return json.dumps({**self.entry.as_dict(), "machine": self.machine}, separators=(",", ":"), sort_keys=True)
 
 
-def _row(line: str) -> Row:
-    values = json.loads(line)
-    machine = values.pop("machine")
-    if not isinstance(machine, dict):
-        raise ValueError("machine is not an object")
-    return Row(Entry.from_dict(values), machine)
+def _row(line: bytes) -> Row:
+    values = json.loads(line.decode())
+    return Row(Entry.from_dict(values), scalars(values["machine"]))
 
 
-def rows(store: Path) -> tuple[list[Row], list[int]]:
-    """Readable rows of a file, oldest first, and the numbers of the lines that are damaged."""
-    found, damaged = [], []
-    for number, line in enumerate(store.read_bytes().split(b"\n"), 1):
-        try:
-            found += [_row(line.decode())] if line.strip() else []
-        except (AttributeError, KeyError, TypeError, ValueError):
-            damaged.append(number)
-    return sorted(found, key=lambda row: row.entry.time), damaged
+def _readable(line: bytes | None) -> Row | None:
+    """The row that a line is, or None if it is damaged."""
+    try:
+        return None if line is None else _row(line)
+    except (ArithmeticError, KeyError, RecursionError, TypeError, ValueError):
+        return None
+
+
+def rows(store: Path, regular: bool = True) -> tuple[list[Row], int, int]:
+    """Readable rows of a file, oldest first; how many lines are damaged, and the number of the first of them, or 0.
+
+    A last line without an end may be one that another process is writing; it is no damage.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read, or, if it has to be a regular one, is something else.
+    """
+    found, damaged, first = [], 0, 0
+    for number, line in lines.read(store, regular):
+        row = _readable(line)
+        if row is not None:
+            found.append(row)
+        elif line is None or line.endswith(b"\n"):
+            damaged, first = damaged + 1, first or number
+    return sorted(found, key=lambda row: row.entry.time), damaged, first
 
 
 _EMPTY: dict[tuple[str, int], Entry] = {}
@@ -245,34 +159,57 @@ class _Index:
     seen: tuple | None = None
     rows: list[Row]
     valid: dict[str, dict[tuple[str, int], Entry]]
-    warned: set[Path] = set()  # noqa: RUF012 (shared by design)
+    unsaved: defaultdict[Path | None, list[Row]] = defaultdict(list)  # noqa: RUF012 (shared by design)
+    warned: set[tuple] = set()  # noqa: RUF012 (shared by design)
 
 
-def _read(store: Path) -> list[Row]:
-    """All readable rows; damaged lines are reported once for each file."""
-    found, damaged = rows(store)
-    if damaged and store not in _Index.warned:
-        _Index.warned.add(store)
-        warnings.warn(
-            f"{store}: skipped {len(damaged)} damaged line(s), the first is line {damaged[0]}", RuntimeWarning,
-            stacklevel=3,
-        )  # fmt: skip
+def _warn_once(store: Path | None, kind: str, text: str) -> None:
+    if (store, kind) not in _Index.warned:
+        _Index.warned.add((store, kind))
+        warnings.warn(text, RuntimeWarning, stacklevel=4)
+
+
+def _read(store: Path, regular: bool = True) -> list[Row]:
+    """All readable rows; damaged lines are reported once for each file. Errors as `rows`."""
+    found, damaged, first = rows(store, regular)
+    if damaged:
+        _warn_once(store, "damaged", f"{store}: skipped {damaged} damaged line(s), the first is line {first}")
+    if store.stat().st_size > lines.MOST:
+        text = f"{store}: read the last {lines.MOST >> 20} MiB only; export, clear and merge leave what counts"
+        _warn_once(store, "large", text)
     return found
+
+
+def _read_if_possible(store: Path) -> list[Row]:
+    try:
+        return _read(store)
+    except OSError as error:
+        _warn_once(store, "unreadable", f"the wisdom store cannot be read, and is taken as empty: {error}")
+        return []
+
+
+def _state(store: Path | None) -> tuple | None:
+    """What changes when the file does, or None if there is none."""
+    try:
+        state = None if store is None else os.stat(store)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return (error.errno,)
+    return state and (state.st_mtime_ns, state.st_size, state.st_ino)
 
 
 def index(device: str) -> dict[tuple[str, int], Entry]:
     """Valid entries of a device by descriptor and threads; the same object as long as the store is the same."""
     store = path()
-    try:
-        state = None if store is None else os.stat(store)
-    except OSError:
-        state = None
-    if store is None or state is None:
+    state, unsaved = _state(store), _Index.unsaved.get(store, [])
+    if state is None and not unsaved:
         return _EMPTY
-    seen = (store, state.st_mtime_ns, state.st_size, state.st_ino)
+    seen = (store, state, len(unsaved))
     with _Index.lock:
         if _Index.seen != seen:
-            _Index.rows, _Index.valid, _Index.seen = _read(store), {}, seen
+            saved = [] if store is None or state is None else _read_if_possible(store)
+            _Index.rows, _Index.valid, _Index.seen = [*saved, *unsaved], {}, seen
         if device not in _Index.valid:
             here = [row for row in _Index.rows if parse(row.entry.problem).device == device]
             usable = [row.entry for row in here if row.stale is None]
@@ -313,44 +250,80 @@ def append(entry: Entry) -> Entry:
     ------
     ImportError
         If platformdirs or filelock is not installed.
+    OSError
+        If the store cannot be written. It is then as before, whatever a full disk had taken of the line.
     """
+    row = _stamped(entry)
+    with _locked() as store:
+        _write(store, [row])
+    return row.entry
+
+
+def remember(entry: Entry) -> Entry:
+    """`append`; where the store cannot be written the entry counts in this process only, with one warning."""
+    row = _stamped(entry)
+    try:
+        with _locked() as store:
+            _write(store, [row])
+    except OSError as error:
+        where = path()
+        _warn_once(where, "unwritable", f"measurements count for this process only, the wisdom store fails: {error}")
+        _Index.unsaved[where].append(row)
+        _changed()
+    return row.entry
+
+
+def check_writable() -> None:
+    """Raise what `append` would, as far as it is known beforehand: ImportError or OSError."""
+    with _locked() as store:
+        lines.append(store, b"", _readable)
+
+
+def _stamped(entry: Entry) -> Row:
     problem = parse(entry.problem)
     took_part = dict.fromkeys(found.candidate.algorithm for found in entry.measured)
     sources = {name: source_hash(algorithms.source_of(problem, name)) for name in took_part}
     stamped = replace(entry, time=datetime.now(UTC).isoformat(timespec="microseconds"), sources=sources)
-    with _locked() as store:
-        _write(store, [Row(stamped, validators(stamped.problem, stamped.candidate.algorithm))])
-    return stamped
+    return Row(stamped, validators(stamped.problem, stamped.candidate.algorithm))
 
 
 def _write(store: Path, new: Iterable[Row]) -> None:
-    """Add whole lines with one write; a line torn by a crash is ended first."""
-    data = "".join(row.text + "\n" for row in new).encode()
-    descriptor = os.open(store, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        size = os.fstat(descriptor).st_size
-        if size:
-            os.lseek(descriptor, size - 1, os.SEEK_SET)
-            data = data if os.read(descriptor, 1) == b"\n" else b"\n" + data
-        os.write(descriptor, data)
-    finally:
-        os.close(descriptor)
+    lines.append(store, "".join(row.text + "\n" for row in new).encode(), _readable)
+    _changed()
+
+
+def _changed() -> None:
+    _Index.seen = None
     for callback in _listeners:
         callback()
 
 
 def history() -> list[Row]:
-    """Every readable row, of any machine: the most recent for each problem, thread count and machine."""
+    """Every readable row, of any machine: the most recent for each problem, thread count and machine.
+
+    Raises
+    ------
+    OSError
+        If there is a store that cannot be read.
+    """
     store = path()
-    latest: dict[tuple, Row] = {}
-    for row in _read(store) if store is not None and store.exists() else []:
-        latest[row.entry.problem, row.entry.threads, json.dumps(row.machine, sort_keys=True)] = row
-    return list(latest.values())
+    found = _read(store) if store is not None and store.exists() else []
+    return list({row.key: row for row in found}.values())
 
 
 def export(target: Path) -> int:
-    """Write `history` to a file that `merge` reads; return how many rows it has."""
-    found = history()
+    """Write `history` to a file that `merge` reads; return how many rows it has.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written, or the store cannot be read.
+    ValueError
+        If `target` is the store.
+    """
+    found, store = history(), path()
+    if store is not None and store.exists() and target.exists() and target.samefile(store):
+        raise ValueError(f"target must be another file than the store, got {target}")
     target.write_text("".join(row.text + "\n" for row in found))
     return len(found)
 
@@ -361,9 +334,9 @@ def merge(source: Path) -> int:
     Raises
     ------
     OSError
-        If `source` cannot be read.
+        If `source` cannot be read, or the store cannot be written.
     """
-    candidates = _read(source)
+    candidates = _read(source, regular=False)
     with _locked() as store:
         known = {row.text for row in _read(store)} if store.exists() else set()
         new = list({row.text: row for row in candidates if row.text not in known}.values())
@@ -373,12 +346,12 @@ def merge(source: Path) -> int:
 
 
 def clear() -> int:
-    """Empty the store; return how many rows it had."""
+    """Empty the store; return how many rows it had. Errors as `append`."""
     with _locked() as store:
-        if not store.exists():
-            return 0
-        count = len(rows(store)[0])
-        os.truncate(store, 0)
-    for callback in _listeners:
-        callback()
+        count = 0
+        if store.exists():
+            count = len(rows(store)[0])
+            os.truncate(store, 0)
+    _Index.unsaved.pop(store, None)
+    _changed()
     return count
