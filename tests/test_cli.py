@@ -260,3 +260,48 @@ def test_main_runs_the_command():
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0
     assert "mobilenet_v2" in done.stdout and done.stderr == ""
+
+
+def test_tune_says_at_once_that_the_store_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FASTCONV_WISDOM", str(tmp_path / "file" / "wisdom.jsonl"))
+    monkeypatch.setattr(search, "tune_one", lambda *_: pytest.fail("measured in vain"))
+    result = run("tune", TINY, code=1)
+    assert result.stdout == "" and str(tmp_path / "file") in result.stderr
+
+
+def test_a_store_that_cannot_be_read_is_one_line_on_stderr(tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTCONV_WISDOM", str(tmp_path))
+    for command in (["show"], ["export"], ["clear", "--yes"]):
+        result = run("wisdom", *command, code=1)
+        assert "fastconv: [Errno 21] Is a directory" in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_a_damaged_store_is_shown_exported_and_cleared(tmp_path):
+    run("tune", TINY)
+    path = tmp_path / "wisdom.jsonl"
+    good = path.read_text()
+    path.write_text("[" * 50_000 + "\n" + good + "damaged\n")
+    with pytest.warns(RuntimeWarning, match=r"skipped 2 damaged line\(s\), the first is line 1"):
+        assert len(lines(run("wisdom", "show", "--all", "--json"))) == 1
+    assert run("wisdom", "export").stdout == good
+    assert "target must be another file" in run("wisdom", "export", str(path), code=2).stderr
+    assert "removed 1 rows" in run("wisdom", "clear", "--yes").stderr
+    assert path.read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "module", "name"), [(["bench", TINY], measure, "workload"), (["warmup"], warm, "menu")]
+)
+def test_control_c_ends_any_command(monkeypatch, arguments, module, name):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, name, interrupted)
+    assert "fastconv: interrupted" in run(*arguments, code=130).stderr
+
+
+def test_info_where_no_kernel_can_be_kept(monkeypatch):
+    monkeypatch.setattr(machine, "cache_path", lambda: None)
+    monkeypatch.setattr(machine.peak, "copy_bandwidth", lambda threads: 5e9)
+    assert "none: let NUMBA_CACHE_DIR name a folder" in run("info").stdout

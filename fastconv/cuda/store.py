@@ -15,29 +15,53 @@ if TYPE_CHECKING:
     from fastconv.cuda.kernel import Kernel
 
 
-def folder() -> Path:
-    """Where machine code is kept: ``FASTCONV_CUDA_CACHE``, or fastconv's folder for caches."""
+_CHECKSUM = hashlib.sha256().digest_size
+
+
+def folder() -> Path | None:
+    """Where machine code is kept: ``FASTCONV_CUDA_CACHE``, or fastconv's folder for caches; None without a home."""
     chosen = os.environ.get("FASTCONV_CUDA_CACHE")
     if chosen:
         return Path(chosen)
     from platformdirs import user_cache_path
 
-    return user_cache_path("fastconv") / "cubin"
+    try:
+        return user_cache_path("fastconv") / "cubin"
+    except RuntimeError:
+        return None
 
 
 def stored_cubin(kernel: Kernel, capability: tuple[int, int]) -> bytes:
-    """The kernel's machine code, from disk if it was compiled before; a folder that cannot be written does no harm."""
+    """The kernel's machine code, from disk if it was compiled before.
+
+    A folder that cannot be written does no harm, nor does a file that is damaged: a checksum comes first in it.
+    """
     target: Capability = (*capability, kernel.features) if kernel.features else capability
-    path = folder() / f"{_key(kernel, target)}.cubin"
+    where = folder()
+    if where is None:
+        return kernel.cubin(target)
+    path = where / f"{_key(kernel, target)}.cubin"
     with suppress(OSError):
-        return path.read_bytes()
+        stored = path.read_bytes()
+        if stored[:_CHECKSUM] == hashlib.sha256(stored[_CHECKSUM:]).digest():
+            return stored[_CHECKSUM:]
     code = kernel.cubin(target)
     with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(code)
-        os.replace(file.name, path)  # a reader sees all of it or nothing
+        _keep(path, hashlib.sha256(code).digest() + code)
     return code
+
+
+def _keep(path: Path, data: bytes) -> None:
+    """Write a file of which a reader sees all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        try:
+            file.write(data)
+            file.flush()
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
 
 
 def _key(kernel: Kernel, capability: Capability) -> str:

@@ -192,7 +192,7 @@ def _state(store: Path | None) -> tuple | None:
     """What changes when the file does, or None if there is none."""
     try:
         state = None if store is None else os.stat(store)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         return (error.errno,)
