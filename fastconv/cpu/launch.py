@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 
 from fastconv.arrays import aligned
 from fastconv.cpu.memory import call, ints
-from fastconv.cpu.threads import usable_threads
+from fastconv.cpu.threads import check_stacks, usable_threads
 from fastconv.jit import inline, jit, source_stamp
 
 COUNTER_BYTES = 64  # at the head of a workspace, each thread's counter has a cache line to itself
@@ -124,6 +124,8 @@ class Launcher:
             # Numba's workqueue layer, the only one that is always there, aborts the process when two threads
             # start parallel regions at the same time (numba#8563), so with it they take turns.
             with _one_at_a_time:
+                if _Layer.workqueue is None:
+                    check_stacks(threads - 1)
                 self.parallel(function, *arrays, memory, slab, geometry, jobs, threads)
             _Layer.workqueue = numba.threading_layer() == "workqueue"
 
