@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from fastconv.problem import MemoryFormat
+from fastconv.sizes import shown
 
 _DLPACK_CUDA = 2  # DLPack's number of this kind of device
 _CACHE_LINE = 64  # bytes
 _WORTH_ALIGNING = 1 << 13  # elements
+_MOST_BYTES = 1 << 47  # that a process can have addresses for
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -37,6 +39,7 @@ def empty(shape: tuple[int, ...], dtype: Any, format: MemoryFormat) -> np.ndarra
 def allocator(shape: tuple[int, ...], dtype: Any, format: MemoryFormat) -> Callable[[], np.ndarray]:
     """`empty` for many arrays that are alike."""
     dtype, size = np.dtype(dtype), math.prod(shape)
+    check_room(size * dtype.itemsize, shape)
     strides = tuple(dtype.itemsize * step for step in dense_strides(shape, format))
     if size > _WORTH_ALIGNING:
         return partial(_aligned, size * dtype.itemsize, shape, dtype, strides)
@@ -55,7 +58,9 @@ def dense_strides(shape: tuple[int, ...], format: str) -> tuple[int, ...]:
 def aligned(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
     """An uninitialised array that starts at a cache line: no vector in it straddles two of them."""
     shape, dtype = (shape,) if isinstance(shape, int) else shape, np.dtype(dtype)
-    return _aligned(math.prod(shape) * dtype.itemsize, shape, dtype, None)
+    size = math.prod(shape) * dtype.itemsize
+    check_room(size, shape)
+    return _aligned(size, shape, dtype, None)
 
 
 def _aligned(size: int, shape: tuple[int, ...], dtype: np.dtype, strides: tuple[int, ...] | None) -> np.ndarray:
@@ -65,6 +70,23 @@ def _aligned(size: int, shape: tuple[int, ...], dtype: np.dtype, strides: tuple[
 
 
 _address, _first_byte = ctypes.addressof, ctypes.c_char.from_buffer
+
+
+def as_dtype(dtype: Any, name: str = "dtype") -> np.dtype:
+    """float32 or float64, in native byte order, from whatever NumPy takes for one of them.
+
+    Raises
+    ------
+    TypeError
+        For anything else.
+    """
+    try:
+        found = np.dtype(dtype)
+    except Exception:  # NumPy has several
+        found = None
+    if dtype is None or found is None or found not in FLOATS or not found.isnative:
+        raise TypeError(f"{name} must be float32 or float64, got {shown(dtype)}")
+    return found
 
 
 def on_gpu(x: Any) -> bool:
@@ -88,7 +110,7 @@ def as_floats(x: Any, name: str, ndim: tuple[int, ...] | None = None) -> np.ndar
     ValueError
         If the rank is wrong.
     """
-    array = x if isinstance(x, np.ndarray) else _on_cpu(x, name)
+    array = x if type(x) is np.ndarray else plain(x, name)
     if array.dtype not in FLOATS or not array.dtype.isnative:
         raise TypeError(f"{name} must be float32 or float64, got {array.dtype}; use {name}.astype(numpy.float32)")
     if ndim is not None and array.ndim not in ndim:
@@ -97,13 +119,27 @@ def as_floats(x: Any, name: str, ndim: tuple[int, ...] | None = None) -> np.ndar
     return array if array.flags.aligned else array.copy(order="K")
 
 
-def _on_cpu(x: Any, name: str) -> np.ndarray:
+def plain(x: Any, name: str) -> np.ndarray:
+    """`x` as an array of NumPy's own class: subclasses may index and compare as they like.
+
+    Raises
+    ------
+    TypeError
+        If `x` is on a GPU, or masked.
+    TypeError, ValueError
+        If NumPy makes no array of it.
+    """
     if on_gpu(x):
         raise TypeError(
             f"{name} is on a GPU, got {type(x).__name__}; it must be on the CPU: this function takes no other arrays "
             "so far, or the other arguments are there"
         )
-    return np.asarray(x)
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name} must not be a masked array, whose mask would be ignored; use {name}.filled(...)")
+    try:
+        return np.asarray(x)
+    except (TypeError, ValueError) as error:  # a ragged list, for one
+        raise type(error)(f"{name} must be an array or what NumPy makes one of, got {shown(x)}: {error}") from None
 
 
 def as_image(x: Any, name: str) -> tuple[np.ndarray, bool]:
@@ -121,8 +157,19 @@ def as_image(x: Any, name: str) -> tuple[np.ndarray, bool]:
     return image, array.ndim == 4
 
 
-def check_out(out: Any, shape: tuple[int, ...], dtype: Any, *inputs: np.ndarray) -> None:
+def check_room(size: int, shape: tuple[int, ...]) -> None:
+    """Raise MemoryError for an array of `size` bytes that no process can address."""
+    if size > _MOST_BYTES:
+        raise MemoryError(f"an array of shape {shape} takes {size} bytes, more than a process can address")
+
+
+def check_out(out: Any, shape: tuple[int, ...], dtype: Any, *inputs: np.ndarray) -> np.ndarray:
     """Check that results of `shape` and `dtype` can be written to `out` while `inputs` are read.
+
+    Returns
+    -------
+    array
+        `out`, or a view of it where it is of a subclass.
 
     Raises
     ------
@@ -132,7 +179,7 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: Any, *inputs: np.ndarray)
         If its shape is wrong, it is read-only or not aligned, its elements share memory with each other
         or with an input.
     """
-    if not isinstance(out, np.ndarray) or out.dtype != dtype:
+    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray) or out.dtype != dtype:
         raise TypeError(f"out must be a NumPy array of {np.dtype(dtype)}, got {getattr(out, 'dtype', type(out))}")
     if out.shape != tuple(shape):
         raise ValueError(f"out must have shape {tuple(shape)}, got {out.shape}")
@@ -142,6 +189,7 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: Any, *inputs: np.ndarray)
         raise ValueError(f"out has elements that share memory, with strides {out.strides} for shape {out.shape}")
     if any(np.may_share_memory(out, x) and _overlap(out, x) for x in inputs):
         raise ValueError("out must not overlap x or another input; give a separate array")
+    return out.view(np.ndarray)
 
 
 def target(
@@ -155,13 +203,15 @@ def target(
     if out is None:
         result = empty(shape, dtype, format)
         return result, result if batched else result[0]
-    check_out(out, shape if batched else shape[1:], dtype, *inputs)
-    return out if batched else out[None], out
+    result = check_out(out, shape if batched else shape[1:], dtype, *inputs)
+    return result if batched else result[None], out
 
 
 @lru_cache
 def overlaps_itself(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
     """Whether strides are too short for their axes (sufficient for arrays made by slicing)."""
+    if 0 in shape:
+        return False
     reach = itemsize
     for stride, size in sorted((abs(s), n) for s, n in zip(strides, shape, strict=True) if n > 1):
         if stride < reach:

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from fastconv.arrays import plain
 from fastconv.nn.module import Module
+from fastconv.sizes import shown
 
 _SUFFIXES = (".npz", ".safetensors")
 
@@ -36,7 +38,9 @@ def save(state_dict: Module | Mapping[str, Any], path: str | os.PathLike) -> Non
         If safetensors is needed and not installed.
     """
     path, values = _checked(path), state_dict.state_dict() if isinstance(state_dict, Module) else state_dict
-    arrays = {str(name): np.asarray(value, order="C") for name, value in values.items()}
+    if not isinstance(values, Mapping):
+        raise TypeError(f"state_dict must be a Module or a mapping from names to arrays, got {shown(values)}")
+    arrays = {str(name): np.ascontiguousarray(plain(v, f"state_dict[{name!r}]")) for name, v in values.items()}
     for name, array in arrays.items():
         if array.dtype.kind not in "biuf":
             raise TypeError(f"values must be arrays of numbers, got {array.dtype} for {name!r}")
@@ -96,8 +100,10 @@ def _read_safetensors(safetensors: Any, path: Path) -> dict[str, np.ndarray]:
 
 
 def _checked(path: str | os.PathLike) -> Path:
-    if Path(path).suffix not in _SUFFIXES:
-        raise ValueError(f"path must end in {' or '.join(_SUFFIXES)}, got {str(path)!r}")
+    if not isinstance(path, (str, os.PathLike)) or isinstance(os.fspath(path), bytes):
+        raise TypeError(f"path must be a str or a path, got {shown(path)}")
+    if Path(path).suffix not in _SUFFIXES or "\0" in str(path):
+        raise ValueError(f"path must end in {' or '.join(_SUFFIXES)}, got {shown(str(path))}")
     return Path(path)
 
 

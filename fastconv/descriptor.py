@@ -10,6 +10,7 @@ from typing import Any
 
 from fastconv.pooling import Pool
 from fastconv.problem import ACTIVATIONS, DIRECTIONS, DTYPES, FORMATS, ConvProblem, PoolProblem, Problem
+from fastconv.sizes import shown
 
 _NUMBERS = r"\d+(?:\.\d+)*"
 _HEAD = re.compile(
@@ -43,24 +44,28 @@ def parse(descriptor: str) -> Problem:
     ValueError
         Says which part was not understood.
     """
+    if not isinstance(descriptor, str):
+        raise TypeError(f"descriptor must be a str, got {shown(descriptor)}")
     head, *words = descriptor.strip().split("_")
     match = _HEAD.fullmatch(head)
     if match is None:
-        raise ValueError(f"descriptor {descriptor!r}: {head!r} is not like 'n1c64h56w56k64r3s3p1'")
+        raise ValueError(f"descriptor {shown(descriptor)}: {shown(head)} is not like 'n1c64h56w56k64r3s3p1'")
     rest: dict[str, Any] = {}
     for word in words:
         key, value = ("pool", found) if (found := _POOL.fullmatch(word)) else _FLAGS.get(word, (None, None))
         if key is None:
-            raise ValueError(f"descriptor {descriptor!r}: {word!r} is not a pooling or one of {sorted(_FLAGS)}")
+            raise ValueError(
+                f"descriptor {shown(descriptor)}: {shown(word)} is not a pooling or one of {sorted(_FLAGS)}"
+            )
         if key in rest:
-            raise ValueError(f"descriptor {descriptor!r}: {word!r} says {key} a second time")
+            raise ValueError(f"descriptor {shown(descriptor)}: {word!r} says {key} a second time")
         rest[key] = value
     return _build(descriptor, match, rest)
 
 
 def _build(descriptor: str, match: re.Match, rest: dict[str, Any]) -> Problem:
-    n, c, h, w = (int(match[f]) for f in "nchw")
     try:
+        n, c, h, w = (int(match[f]) for f in "nchw")
         if "pool" in rest:
             rest["pool"] = _parse_pool(rest["pool"])
         if match["k"] is None:
@@ -80,7 +85,7 @@ def _build(descriptor: str, match: re.Match, rest: dict[str, Any]) -> Problem:
             dilation=_parse_pair(match["d"] or "1"), groups=groups, **rest,
         )  # fmt: skip
     except (ValueError, TypeError) as error:
-        raise ValueError(f"descriptor {descriptor!r}: {error}") from None
+        raise ValueError(f"descriptor {shown(descriptor)}: {error}") from None
 
 
 def _parse_pool(match: re.Match) -> Pool:

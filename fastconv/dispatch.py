@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Iterator
@@ -10,15 +11,19 @@ from functools import lru_cache
 from typing import Any, Literal, get_args
 
 import numba
+import numpy as np
 
 from fastconv import algorithms
 from fastconv.algorithms import Candidate
+from fastconv.arrays import check_room
 from fastconv.jit import kept_over_forks
 from fastconv.problem import ConvProblem, Problem
+from fastconv.sizes import shown
 from fastconv.tuning import learn, wisdom
 
 Mode = Literal["heuristic", "measure", "wisdom"]
 
+_RESULTS = {"forward": "out_shape", "backward_input": "in_shape", "backward_weight": "weight_shape"}
 # Below this a parallel region costs more than it saves.
 _WORTH_THREADS_NS = 10_000
 
@@ -56,8 +61,8 @@ class WisdomError(LookupError):
 
 
 def _checked(mode: str, name: str) -> str:
-    if mode not in get_args(Mode):
-        raise ValueError(f"{name} must be one of {get_args(Mode)}, got {mode!r}")
+    if not isinstance(mode, str) or mode not in get_args(Mode):
+        raise ValueError(f"{name} must be one of {get_args(Mode)}, got {shown(mode)}")
     return mode
 
 
@@ -201,15 +206,25 @@ def kernel_for(
 
     Kernels are kept and shared: the same problem gets the same object. Parameters and errors as `choose`.
     """
+    if algorithm is not None and not isinstance(algorithm, str):
+        raise TypeError(f"algorithm must be None or the name of one, got {shown(algorithm)}")
     with _State.lock:
         return _kernel_for(problem, algorithm, _threads(problem, threads), max_workspace)
 
 
 @lru_cache(maxsize=512)
 def _kernel_for(problem: Problem, algorithm: str | None, threads: int, max_workspace: int | None) -> tuple[Any, Choice]:
+    if problem.device == "cpu":
+        _check_room(getattr(problem, _RESULTS[problem.direction]), np.dtype(problem.dtype))
     choice = choose(problem, algorithm, threads, max_workspace)
     code = algorithms.module_of(problem, choice.candidate.algorithm)
     return code.make(problem, dict(choice.candidate.params), choice.threads), choice
+
+
+def _check_room(shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Raise MemoryError where there is no memory for a result, before much thought is given to it."""
+    check_room(math.prod(shape) * dtype.itemsize, shape)
+    np.empty(shape, dtype)  # memory that nobody touches costs next to nothing
 
 
 on_forget(_kernel_for.cache_clear)

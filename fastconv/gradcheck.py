@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from fastconv.arrays import plain
 from fastconv.nn.module import Module
+from fastconv.sizes import real, shown
 
 
 class GradcheckError(AssertionError):
@@ -101,19 +103,30 @@ def gradcheck(
     ValueError
         If a gradient does not have the shape of what it belongs to.
     """
-    arrays = [np.array(x, order="K") for x in (inputs if isinstance(inputs, tuple) else (inputs,))]
+    eps, atol, rtol = real(eps, "eps", 0), real(atol, "atol", 0), real(rtol, "rtol", 0)
+    if not eps:
+        raise ValueError(f"eps must be positive, got {eps}")
+    arrays = [plain(x, "inputs").copy(order="K") for x in (inputs if isinstance(inputs, tuple) else (inputs,))]
     for x in arrays:
         if x.dtype != np.float64:
             raise TypeError(f"inputs must be float64 for finite differences to be accurate, got {x.dtype}")
     if isinstance(layer_or_function, Module):
+        if len(arrays) != 1:
+            raise ValueError(f"inputs must be one array for a layer, got {len(arrays)}")
         subject, comparisons = type(layer_or_function).__name__, _check_layer(layer_or_function, arrays, eps)
     else:
-        forward, backward = layer_or_function
+        forward, backward = _two_functions(layer_or_function)
         subject, comparisons = getattr(forward, "__name__", "function"), _check_pair(forward, backward, arrays, eps)
     result = GradcheckResult(subject, tuple(_worst(*comparison, atol, rtol) for comparison in comparisons))
     if not result.passed:
         raise GradcheckError(str(result))
     return result
+
+
+def _two_functions(given: Any) -> tuple[Callable, Callable]:
+    if not isinstance(given, (tuple, list)) or len(given) != 2 or not all(callable(function) for function in given):
+        raise TypeError(f"layer_or_function must be a Module or two functions, got {shown(given)}")
+    return given[0], given[1]
 
 
 _Gradients = list[tuple[str, np.ndarray, np.ndarray]]  # name, analytic, numeric

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.arrays import FLOATS, as_image, memory_format, target
+from fastconv.arrays import FLOATS, as_dtype, as_image, memory_format, plain, target
 from fastconv.cpu import images as kernels
 from fastconv.nn.init import generator
-from fastconv.sizes import pair
+from fastconv.sizes import pair, real, shown
 
 _WHITE = 255
 
@@ -56,14 +56,12 @@ def from_images(
     """
     pixels, batched = _pixels(images)
     x = pixels.transpose(0, 3, 1, 2)
-    wanted = np.dtype((np.float32 if x.dtype == np.uint8 else x.dtype) if dtype is None else dtype)
-    if wanted not in FLOATS:
-        raise TypeError(f"dtype must be float32 or float64, got {wanted}")
+    wanted = as_dtype((np.float32 if x.dtype == np.uint8 else x.dtype) if dtype is None else dtype)
     if out is None and mean is None and std is None and x.dtype == wanted and x.flags.aligned:
         return x if batched else x[0]
     means, deviations = _each("mean", mean, 0, x.shape[1]), _each("std", std, 1, x.shape[1])
     if not (deviations > 0).all():
-        raise ValueError(f"std must be positive, got {std!r}")
+        raise ValueError(f"std must be positive, got {shown(std)}")
     if x.dtype != np.uint8 and not (x.dtype == wanted and x.flags.aligned):
         x = x.astype(wanted)
     result, answer = target(out, x.shape, batched, wanted, "channels_last", x)
@@ -106,7 +104,7 @@ def random_crop(
     pads = pair(padding, "padding", least=0)
     room = [n + 2 * pad - window for n, pad, window in zip(image.shape[2:], pads, (height, width), strict=True)]
     if min(room) < 0:
-        raise ValueError(f"size must be at most that of the padded images, got {size!r} for {image.shape[2:]}")
+        raise ValueError(f"size must be at most that of the padded images, got {shown(size)} for {image.shape[2:]}")
     random, places = generator(rng), np.zeros((len(image), 3), np.int64)
     for axis, (most, pad) in enumerate(zip(room, pads, strict=True)):
         places[:, axis] = random.integers(0, most, len(image), endpoint=True) - pad
@@ -121,8 +119,7 @@ def random_horizontal_flip(
     Parameters, result and errors as `random_crop`; ValueError unless 0 <= p <= 1.
     """
     image, batched = as_image(x, "x")
-    if not 0 <= p <= 1:
-        raise ValueError(f"p must be between 0 and 1, got {p!r}")
+    p = real(p, "p", 0, 1)
     places = np.zeros((len(image), 3), np.int64)
     places[:, 2] = generator(rng).random(len(image)) < p
     return _cropped(image, batched, (image.shape[2], image.shape[3]), places, out)
@@ -138,10 +135,11 @@ def _cropped(
 
 def _pixels(images: Any) -> tuple[np.ndarray, bool]:
     """An array (N, H, W, C), and whether it had the first axis."""
-    if isinstance(images, np.ndarray):
-        pixels, batched = (images, True) if images.ndim == 4 else (images[None], False)
+    if isinstance(images, np.ndarray) or not isinstance(images, Sequence):
+        array = plain(images, "images")
+        pixels, batched = (array, True) if array.ndim == 4 else (array[None], False)
     else:
-        found = [np.asarray(image) for image in images]
+        found = [plain(image, "images") for image in images]
         shapes = {image.shape for image in found}
         if len(shapes) != 1:
             raise ValueError(f"images must be at least one, and have one size, got shapes {sorted(shapes)}")
@@ -153,14 +151,17 @@ def _pixels(images: Any) -> tuple[np.ndarray, bool]:
             f"images must have axes (N, H, W, C) or (H, W, C), none of H, W and C empty, got shape {pixels.shape} in "
             "all; give gray images an axis: x[..., None]"
         )
-    if pixels.dtype != np.uint8 and pixels.dtype not in FLOATS:
+    if pixels.dtype != np.uint8 and not (pixels.dtype in FLOATS and pixels.dtype.isnative):
         raise TypeError(f"images must be uint8, float32 or float64, got {pixels.dtype}")
     return pixels, batched
 
 
 def _each(name: str, value: Any, default: float, channels: int) -> np.ndarray:
     """A number for each channel, in float64."""
-    numbers = np.asarray(default if value is None else value, np.float64)
+    try:
+        numbers = np.asarray(default if value is None else value, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"{name} must be a number or one for each channel, got {shown(value)}") from None
     if numbers.shape not in ((), (1,), (channels,)):
-        raise ValueError(f"{name} must be a number or one for each of {channels} channels, got {value!r}")
+        raise ValueError(f"{name} must be a number or one for each of {channels} channels, got {shown(value)}")
     return np.broadcast_to(numbers, (channels,))

@@ -13,6 +13,7 @@ from fastconv.descriptor import parse
 from fastconv.dispatch import Choice, kernel_for
 from fastconv.pooling import Pool
 from fastconv.problem import ConvProblem, MemoryFormat
+from fastconv.sizes import as_size, is_integer, shown
 from fastconv.tuning import learn
 
 _MOST_LAYOUTS = 64  # of inputs, remembered for each plan
@@ -205,8 +206,8 @@ class Plan:
         elif batched and self._fits(out, image):
             result = out
         else:
-            check_out(out, self._out_shape if batched else self._out_shape[1:], self._dtype, image)
-            result = out if batched else out[None]
+            result = check_out(out, self._out_shape if batched else self._out_shape[1:], self._dtype, image)
+            result = result if batched else result[None]
         run = self._runs.get((image.strides, result.strides)) or self._bind(image, result)
         run(image, self._packed, result)
         if out is None:
@@ -282,13 +283,12 @@ def plan(
         Name the argument that is wrong, its value and what would do; if nothing fits in `max_workspace`, the
         least that would.
     """
-    if memory_format not in ("contiguous", "channels_last"):
-        raise ValueError(f"memory_format must be 'contiguous' or 'channels_last', got {memory_format!r}")
-    if not isinstance(x_shape, (tuple, list)) or len(x_shape) not in (3, 4):
-        raise ValueError(f"x_shape must be (N, C, H, W) or (C, H, W), got {type(x_shape).__name__} {x_shape!s:.60}")
-    if max_workspace is not None and (not isinstance(max_workspace, (int, np.integer)) or max_workspace < 0):
-        raise ValueError(f"max_workspace must be None or a number of bytes, not negative, got {max_workspace!r}")
-    shape = tuple(x_shape) if len(x_shape) == 4 else (1, *x_shape)
+    if not isinstance(memory_format, str) or memory_format not in ("contiguous", "channels_last"):
+        raise ValueError(f"memory_format must be 'contiguous' or 'channels_last', got {shown(memory_format)}")
+    if max_workspace is not None and (not is_integer(max_workspace) or max_workspace < 0):
+        raise ValueError(f"max_workspace must be None or a number of bytes, not negative, got {shown(max_workspace)}")
+    shape = as_size(x_shape, "x_shape", (3, 4))
+    shape = shape if len(shape) == 4 else (1, *shape)
     if on_gpu(weight):
         from fastconv.functional.gpu.plan import plan as plan_there  # imports Numba's CUDA target
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.sizes import Pair, conv_output_size, pair, pair_word
+from fastconv.sizes import Pair, conv_output_size, flag, pair, pair_word, shown
 
 _NUMBERS: Any = (int, float, np.integer, np.floating)
 
@@ -52,8 +52,8 @@ class Pool:
     norm_type: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.mode not in ("max", "avg", "lp"):
-            raise ValueError(f"mode must be 'max', 'avg' or 'lp', got {self.mode!r}")
+        if not isinstance(self.mode, str) or self.mode not in ("max", "avg", "lp"):
+            raise ValueError(f"mode must be 'max', 'avg' or 'lp', got {shown(self.mode)}")
         kernel = pair(self.kernel_size, "kernel_size", least=1)
         stride = kernel if self.stride is None else pair(self.stride, "stride", least=1)
         padding, dilation = pair(self.padding, "padding", least=0), pair(self.dilation, "dilation", least=1)
@@ -66,11 +66,11 @@ class Pool:
         if self.mode == "lp" and padding != (0, 0):
             raise ValueError(f"padding is not defined for lp pooling, got {self.padding!r}")
         if not isinstance(self.norm_type, _NUMBERS) or not (0 < self.norm_type < math.inf):
-            raise ValueError(f"norm_type must be positive and finite, got {self.norm_type!r}")
+            raise ValueError(f"norm_type must be positive and finite, got {shown(self.norm_type)}")
         values: dict[str, Any] = {"kernel_size": kernel, "stride": stride, "padding": padding, "dilation": dilation}
         values |= {"norm_type": float(self.norm_type) if self.mode == "lp" else 2.0}
-        values |= {"count_include_pad": bool(self.count_include_pad) or self.mode != "avg"}
-        values |= {"ceil_mode": bool(self.ceil_mode)}
+        values |= {"count_include_pad": flag(self.count_include_pad, "count_include_pad") or self.mode != "avg"}
+        values |= {"ceil_mode": flag(self.ceil_mode, "ceil_mode")}
         for name, value in values.items():
             object.__setattr__(self, name, value)
 

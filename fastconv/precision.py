@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastconv.dispatch import forget
 from fastconv.problem import PRECISIONS
+from fastconv.sizes import shown
 
 
 class _State:
@@ -25,8 +26,8 @@ def set_float32_precision(precision: str) -> None:
     ValueError
         For another precision.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
+    if not isinstance(precision, str) or precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {PRECISIONS}, got {shown(precision)}")
     _State.precision = precision
     forget()  # calls that are known were prepared for the other one
 

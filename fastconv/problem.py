@@ -35,10 +35,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
-
 from fastconv.pooling import Pool
-from fastconv.sizes import Pair, conv_output_size, padding_pairs, pair, pair_word
+from fastconv.sizes import Pair, as_size, conv_output_size, integer, is_integer, padding_pairs, pair, pair_word, shown
 
 MemoryFormat: TypeAlias = Literal["contiguous", "channels_last"]
 
@@ -110,6 +108,10 @@ class ConvProblem:
         ValueError
             Names the argument, its value and what would do.
         """
+        for shape, name in ((x_shape, "x_shape"), (weight_shape, "weight_shape")):
+            as_size(shape, name, None)
+        for shape, name in ((x_shape, "x_shape"), (weight_shape, "weight_shape")):
+            as_size(shape, name, None)
         if len(x_shape) != 4:
             raise ValueError(f"x must have 4 axes (N, C, H, W) or 3 (C, H, W), got shape {tuple(x_shape)}")
         if len(weight_shape) != 4:
@@ -120,12 +122,13 @@ class ConvProblem:
         channels, filters = int(x_shape[1]), int(weight_shape[0])
         _check_groups(groups, channels, filters, int(weight_shape[1]))
         _check_choice("memory_format", rest.get("memory_format", "contiguous"), tuple(_FORMAT_WORD))
-        _check_sizes(int(x_shape[0]), channels=channels, height=int(x_shape[2]), width=int(x_shape[3]), filters=filters)
+        sizes = {"channels": channels, "height": int(x_shape[2]), "width": int(x_shape[3])}
+        _check_sizes(int(x_shape[0]), **sizes, **{"weight's filters": filters})
         _check_arithmetic(**rest)
-        if rest.get("activation") not in (None, *ACTIVATIONS):
-            raise ValueError(f"activation must be None or one of {ACTIVATIONS}, got {rest['activation']!r}")
+        if (activation := rest.get("activation")) is not None:
+            _check_choice("activation", activation, ACTIVATIONS)
         if not isinstance(rest.get("pool"), (Pool, type(None))):
-            raise ValueError(f"pool must be a fastconv.Pool or None, got {rest['pool']!r}")
+            raise ValueError(f"pool must be a fastconv.Pool or None, got {shown(rest['pool'])}")
         _check_direction(**rest)
         size = (int(x_shape[2]), int(x_shape[3]))
         problem = cls(int(x_shape[0]), channels, size, filters, kernel, strides, pads, dilations, int(groups), **rest)
@@ -221,6 +224,11 @@ class PoolProblem:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        sizes = {name: integer(getattr(self, name), name) for name in ("batch", "channels")}
+        for name, value in {**sizes, "in_size": as_size(self.in_size, "in_size", (2,))}.items():
+            object.__setattr__(self, name, value)
+        if not isinstance(self.pool, Pool):
+            raise ValueError(f"pool must be a fastconv.Pool, got {shown(self.pool)}")
         _check_choice("direction", self.direction, ("forward", "backward_input"))
         _check_arithmetic(self.dtype, self.device)
         _check_sizes(self.batch, channels=self.channels, height=self.in_size[0], width=self.in_size[1])
@@ -283,6 +291,12 @@ def _padding_word(padding: tuple[Pair, Pair]) -> str:
     return f"p{top}.{bottom}.{left}.{right}"
 
 
+def check_positive(value: Any, name: str) -> None:
+    """Raise ValueError unless `value`, which messages call `name`, is an int above 0."""
+    if not is_integer(value) or value < 1:
+        raise ValueError(f"{name} must be a positive int, got {shown(value)}")
+
+
 def _check_sizes(batch: int, **sizes: int) -> None:
     if batch < 0:
         raise ValueError(f"batch must not be negative, got {batch}")
@@ -292,14 +306,14 @@ def _check_sizes(batch: int, **sizes: int) -> None:
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {choices}, got {shown(value)}")
 
 
 def _check_arithmetic(dtype: str = "float32", device: str = "cpu", precision: str = "ieee", **rest: Any) -> None:
     _check_choice("device", device, DEVICES)
     choices = CPU_DTYPES if device == "cpu" else tuple(_DTYPE_WORD)
-    if dtype not in choices:
+    if not isinstance(dtype, str) or dtype not in choices:
         raise ValueError(f"dtype must be one of {choices} on device {device!r}, got {dtype!r}")
     _check_choice("precision", precision, PRECISIONS)
     if precision == "tf32" and (device, dtype) != ("cuda", "float32"):
@@ -315,11 +329,11 @@ def _check_direction(direction: str = "forward", **rest: Any) -> None:
 
 
 def _check_groups(groups: Any, channels: int, filters: int, channels_per_group: int) -> None:
-    if not isinstance(groups, (int, np.integer)) or groups < 1:
-        raise ValueError(f"groups must be a positive int, got {groups!r}")
+    check_positive(groups, "groups")
     if channels % groups or filters % groups:
         raise ValueError(
-            f"groups must divide the channels of x ({channels}) and the filters of weight ({filters}), got {groups}"
+            f"groups must divide the channels of x ({channels}) and the filters of weight ({filters}), "
+            f"got {shown(groups)}"
         )
     if channels // groups != channels_per_group:
         raise ValueError(

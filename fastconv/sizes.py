@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeAlias
 
 import numpy as np
 
 Pair: TypeAlias = tuple[int, int]
+
+LARGEST = 2**31 - 1  # of a stride, a padding, a window: products and sums of them stay within int64
 
 
 def conv_output_size(W: int, F: int, padding: int | Pair = 0, stride: int = 1, dilation: int = 1) -> int:
@@ -36,12 +39,11 @@ def conv_output_size(W: int, F: int, padding: int | Pair = 0, stride: int = 1, d
     >>> conv_output_size(227, 11, stride=4)
     55
     """
-    begin, end = (padding, padding) if isinstance(padding, int) else padding
-    for name, value, least in [("stride", stride, 1), ("dilation", dilation, 1), ("F", F, 1)]:
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-    if begin < 0 or end < 0:
-        raise ValueError(f"padding must not be negative, got {padding}")
+    begin, end = pair(padding, "padding", least=0)
+    W = integer(W, "W", least=0)
+    F, stride, dilation = (
+        integer(value, name, least=1) for value, name in ((F, "F"), (stride, "stride"), (dilation, "dilation"))
+    )
     span = W + begin + end - dilation * (F - 1) - 1
     if span < 0:
         raise ValueError(
@@ -51,14 +53,97 @@ def conv_output_size(W: int, F: int, padding: int | Pair = 0, stride: int = 1, d
     return span // stride + 1
 
 
+def is_integer(value: Any) -> bool:
+    """Whether it is an int of Python's or NumPy's; True and False are none."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def integer(value: Any, name: str, *, least: int | None = None) -> int:
+    """A number as Python's int; `name` is for the error message.
+
+    Raises
+    ------
+    TypeError
+        If it is no integer.
+    ValueError
+        If it is less than `least`.
+    """
+    if not is_integer(value):
+        raise TypeError(f"{name} must be an int, got {shown(value)}")
+    if least is not None and value < least:
+        raise ValueError(f"{name} must be at least {least}, got {shown(value)}")
+    return int(value)
+
+
+def axis(value: Any, name: str, ndim: int) -> int:
+    """The number of an axis, of `ndim`, counted from the first; errors as `integer`."""
+    if not -ndim <= (number := integer(value, name)) < ndim:
+        raise ValueError(f"{name} must be an axis of an array that has {ndim}, got {shown(value)}")
+    return number % ndim
+
+
+def real(value: Any, name: str, least: float = -math.inf, most: float = math.inf) -> float:
+    """A number as Python's float; `name` is for the error message.
+
+    Raises
+    ------
+    TypeError
+        If it is no number.
+    ValueError
+        If it is not from `least`, which is 0 where there is no `most`, to `most`, as NaN never is.
+    """
+    if not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} must be a number, got {shown(value)}")
+    if not least <= value <= most and least > -math.inf:
+        wanted = "not be negative" if most == math.inf else f"be between {least:g} and {most:g}"
+        raise ValueError(f"{name} must {wanted}, got {shown(value)}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be in the range of a float, got {shown(value)}") from None
+
+
+def shown(value: Any) -> str:
+    """A wrong value as messages show it, cut short."""
+    try:
+        text = repr(value)
+    except Exception:  # Python does not print integers of thousands of digits, and objects may do what they like
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def flag(value: Any, name: str) -> bool:
+    """An argument that is True or False, or counts as one of them; TypeError for what does neither, as an array."""
+    if value is True or value is False:
+        return value
+    try:
+        return bool(value)
+    except Exception:
+        raise TypeError(f"{name} must be True or False, got {shown(value)}") from None
+
+
 def pair(value: Any, name: str, *, least: int) -> Pair:
     """An int, or two of them, as a (height, width) pair; `name` is for the error message."""
     values = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    if len(values) != 2 or not all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) for v in values):
-        raise ValueError(f"{name} must be an int or a pair of ints, got {value!r}")
+    if len(values) != 2 or not all(is_integer(v) for v in values):
+        raise ValueError(f"{name} must be an int or a pair of ints, got {shown(value)}")
     if min(values) < least:
-        raise ValueError(f"{name} must be at least {least}, got {value!r}")
+        raise ValueError(f"{name} must be at least {least}, got {shown(value)}")
+    if max(values) > LARGEST:
+        raise ValueError(f"{name} must be at most {LARGEST}, got {shown(value)}")
     return int(values[0]), int(values[1])
+
+
+def as_size(size: Any, name: str, ndim: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The shape of an array with one of the given numbers of axes (any if None); `name` is for the error message."""
+    right = isinstance(size, (tuple, list)) and all(is_integer(n) for n in size)
+    if not right or (ndim is not None and len(size) not in ndim):
+        got = f"an array; give its shape, {size.shape}" if isinstance(size, np.ndarray) else shown(size)
+        axes = "" if ndim is None else f" of {' or '.join(map(str, ndim))} axes"
+        raise ValueError(f"{name} must be a shape{axes}, got {got}")
+    if min(size, default=0) < 0:
+        raise ValueError(f"{name} must not be negative along any axis, got {shown(size)}")
+    return tuple(int(n) for n in size)
 
 
 def padding_pairs(padding: Any, kernel_size: Pair, stride: Pair, dilation: Pair) -> tuple[Pair, Pair]:
@@ -81,7 +166,7 @@ def _named_padding(name: str, kernel_size: Pair, stride: Pair, dilation: Pair) -
     if name == "valid":
         return (0, 0), (0, 0)
     if name != "same":
-        raise ValueError(f"padding must be ints, 'same' or 'valid', got {name!r}")
+        raise ValueError(f"padding must be ints, 'same' or 'valid', got {shown(name)}")
     if stride != (1, 1):
         raise ValueError(f"padding='same' needs stride 1, got stride {stride}; give the padding as numbers")
     total = [d * (f - 1) for d, f in zip(dilation, kernel_size, strict=True)]

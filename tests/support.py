@@ -156,24 +156,25 @@ def assert_close(actual: np.ndarray, expected: np.ndarray, problem: Problem) -> 
 
 
 def guarded(array: np.ndarray, end: bool = True) -> np.ndarray:
-    """A copy with the same strides whose last byte (or first: `end=False`) touches a page of no access.
+    """A copy with the same strides between two pages of no access; its last byte (or first: `end=False`) touches one.
 
-    Reading or writing past that end kills the process. Where pages cannot be protected this is a copy.
+    Reading or writing there kills the process. Where pages cannot be protected this is a copy.
     """
-    steps = [(n - 1) * s for n, s in zip(array.shape, array.strides, strict=True)] if array.size else []
-    if any(step < 0 for step in steps):
-        raise ValueError(f"strides must not be negative, got {array.strides}")
-    extent = sum(steps) + array.itemsize if array.size else 0
+    turned = tuple(slice(None, None, -1 if step < 0 else 1) for step in array.strides)
+    straight = array[turned]
+    extent = sum((n - 1) * s for n, s in zip(straight.shape, straight.strides, strict=True)) + array.itemsize
+    extent = extent if array.size else 0
     page = mmap.PAGESIZE
     pages = -(-extent // page) * page
-    memory = mmap.mmap(-1, pages + page)
+    memory = mmap.mmap(-1, pages + 2 * page)
     start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    offset = page + (pages - extent if end else 0)
+    copy = np.ndarray(array.shape, array.dtype, buffer=memory, offset=offset, strides=straight.strides)
+    copy[...] = straight
     if GUARDS:
-        _forbid(start + pages if end else start, page)
-    offset = pages - extent if end else page
-    copy = np.ndarray(array.shape, array.dtype, buffer=memory, offset=offset, strides=array.strides)
-    copy[...] = array
-    return copy
+        _forbid(start, page)
+        _forbid(start + page + pages, page)
+    return copy[turned]
 
 
 def workspace_without_slack(slab: int, threads: int) -> np.ndarray:

@@ -8,6 +8,7 @@ one image after the other.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -32,16 +33,19 @@ class Segment:
 
 def segments(size: int, out: int, kernel: int, stride: int, padding: Pair, dilation: int) -> list[Segment]:
     """Split one axis into the longest runs that see the same taps."""
+    starts: Iterable[int] = range(out)
+    if out > 2 * kernel:  # only where a tap enters or leaves the input
+        edges = (tap * dilation - padding[0] - end for tap in range(kernel) for end in (0, size))
+        starts = sorted({0} | {o for edge in edges if 0 < (o := -(edge // stride)) < out})
     found: list[Segment] = []
-    for o in range(out):
+    for o in starts:
         origin = o * stride - padding[0]
         first = min(kernel, max(0, -(origin // dilation)))
         last = max(first, min(kernel, -((origin - size) // dilation)))
-        if found and (found[-1].first, found[-1].last) == (first, last):
-            found[-1] = Segment(found[-1].start, o + 1, first, last)
-        else:
-            found.append(Segment(o, o + 1, first, last))
-    return found
+        if not found or (found[-1].first, found[-1].last) != (first, last):
+            found.append(Segment(o, out, first, last))
+    ends = [*(segment.start for segment in found[1:]), out]
+    return [replace(segment, stop=end) for segment, end in zip(found, ends, strict=False)]
 
 
 def axes(problem: ConvProblem) -> tuple[list[Segment], list[Segment]]:

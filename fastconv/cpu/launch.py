@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 
 from fastconv.arrays import aligned
 from fastconv.cpu.memory import call, data_of, words
-from fastconv.cpu.threads import usable_threads
+from fastconv.cpu.threads import check_stacks, usable_threads
 from fastconv.jit import CFunction, address_kernel, inline, jit, source_stamp
 
 COUNTER_BYTES = 64  # each thread's counter has a cache line to itself
@@ -112,6 +112,7 @@ def _threading_layer() -> tuple[int, int]:
     ``numba_parallel_for(function, args, dims, steps, data, inner dimensions, number of args, threads)`` is what Numba
     compiles a parallel loop to. Calling it takes a second less to compile, and no GIL.
     """
+    check_stacks(numba.config.NUMBA_NUM_THREADS - 1)
     numba.get_num_threads()
     return llvm.address_of_symbol("numba_parallel_for"), llvm.address_of_symbol("get_num_threads")
 

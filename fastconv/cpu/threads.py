@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import threading
 import warnings
@@ -10,8 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numba
-import numpy as np
 
+from fastconv.sizes import integer
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
+
+_STACK_BYTES = 8 << 20  # of a thread, where nobody says how many
 _WARNING = (
     "fastconv computes on one thread in this process: it was forked from one that had loaded OpenMP or started Numba's "
     "threads, and they do not survive a fork. For more threads start it by "
@@ -79,6 +87,20 @@ def _one() -> int:
     return 1
 
 
+def check_stacks(count: int) -> None:
+    """Raise MemoryError where so many threads would not find room for their stacks.
+
+    OpenMP ends the process when it cannot start a thread.
+    """
+    size = _STACK_BYTES
+    if resource is not None and (limit := resource.getrlimit(resource.RLIMIT_STACK)[0]) != resource.RLIM_INFINITY:
+        size = max(size, limit)
+    try:
+        mmap.mmap(-1, max(1, count) * size).close()
+    except (OSError, ValueError) as error:
+        raise MemoryError(f"no memory for the stacks of {count} threads, of {size} bytes each") from error
+
+
 @contextmanager
 def threads(n: int) -> Iterator[None]:
     """Limit the threads that this Python thread's calls use: ``with fastconv.threads(n):``.
@@ -105,10 +127,7 @@ def threads(n: int) -> Iterator[None]:
     ...     fastconv.conv2d(x, w).shape
     (1, 8, 28, 28)
     """
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)):
-        raise TypeError(f"n must be an integer, got {type(n).__name__} {n!r:.60}")
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
+    n = integer(n, "n", least=1)
     outer, before = _limit.n, None if _Process.lost_threads else numba.get_num_threads()
     _set(n, min(int(n), numba.config.NUMBA_NUM_THREADS))
     try:

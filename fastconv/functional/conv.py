@@ -78,9 +78,11 @@ def conv2d(
             type(x), x.shape, x.strides, x.dtype, weight.shape, weight.dtype, None if bias is None else bias.shape,
             stride, padding, dilation, groups, activation, pool, algorithm,
         ]  # fmt: skip
-        # Arrays like these passed every check before; alignment and the bias's dtype are not in the key.
-        known = x.flags.aligned and weight.flags.aligned
-        known = known and (bias is None or (bias.dtype is weight.dtype and bias.flags.aligned))
+        # Arrays like these passed every check before; alignment, other types and the bias's dtype are not in the key.
+        known = x.flags.aligned and weight.flags.aligned and type(weight) is np.ndarray
+        known = known and (
+            bias is None or (bias.dtype is weight.dtype and bias.flags.aligned and type(bias) is np.ndarray)
+        )
     except (KeyError, TypeError, AttributeError):  # a first call, a list among the arguments, not an array
         known = False
     if not known:
@@ -174,8 +176,8 @@ class _Call:
             self.run(image, self.pack(weight, bias), result)
             return result if self.batched else result[0]
         inputs = (x, weight) if bias is None else (x, weight, bias)
-        check_out(out, self.shape if self.batched else self.shape[1:], self.dtype, *inputs)
-        self.kernel.convolve(image, weight, bias, out if self.batched else out[None])
+        result = check_out(out, self.shape if self.batched else self.shape[1:], self.dtype, *inputs)
+        self.kernel.convolve(image, weight, bias, result if self.batched else result[None])
         return out
 
 
@@ -185,9 +187,13 @@ def _first_call(x: Any, weight: Any, bias: Any, options: tuple, algorithm: Any) 
     if weight.dtype != x.dtype:
         raise TypeError(f"weight must have the dtype of x, {x.dtype}, got {weight.dtype}")
     bias = check_bias(bias, weight)
-    call = _prepare(x, weight, bias, options, algorithm)
     weights = (weight.shape, weight.dtype, None if bias is None else bias.shape)
-    _calls.remember((type(x), x.shape, x.strides, x.dtype, *weights, *options, algorithm), call)
+    key = (type(x), x.shape, x.strides, x.dtype, *weights, *options, algorithm)
+    try:
+        call = _calls[key]
+    except (KeyError, TypeError):  # TypeError: a list among the arguments
+        call = _prepare(x, weight, bias, options, algorithm)
+        _calls.remember(key, call)
     return call, x, weight, bias
 
 

@@ -12,6 +12,7 @@ from fastconv.dispatch import kernel_for
 from fastconv.functional.calls import CallCache
 from fastconv.pooling import Pool
 from fastconv.problem import MemoryFormat, PoolProblem
+from fastconv.sizes import Pair, flag
 
 _calls = CallCache()
 
@@ -67,7 +68,7 @@ def max_pool2d(
             [13., 15.]]])
     """
     window = ("max", kernel_size, stride, padding, dilation, ceil_mode)
-    return _pool(x, window, bool(return_indices), algorithm, out)
+    return _pool(x, window, flag(return_indices, "return_indices"), algorithm, out)
 
 
 def avg_pool2d(
@@ -128,12 +129,18 @@ def lp_pool2d(
 
 def global_avg_pool2d(x: np.ndarray, *, algorithm: str | None = None, out: np.ndarray | None = None) -> np.ndarray:
     """Average of each map: (N, C, H, W) to (N, C, 1, 1), or (C, H, W) to (C, 1, 1). Errors as `max_pool2d`."""
-    return _pool(x, ("avg", np.shape(x)[-2:]), False, algorithm, out)
+    return _pool(x, ("avg", _plane(x)), False, algorithm, out)
 
 
 def global_max_pool2d(x: np.ndarray, *, algorithm: str | None = None, out: np.ndarray | None = None) -> np.ndarray:
     """Maximum of each map: (N, C, H, W) to (N, C, 1, 1), or (C, H, W) to (C, 1, 1). Errors as `max_pool2d`."""
-    return _pool(x, ("max", np.shape(x)[-2:]), False, algorithm, out)
+    return _pool(x, ("max", _plane(x)), False, algorithm, out)
+
+
+def _plane(x: Any) -> Pair:
+    """Height and width of the maps."""
+    height, width = (x if isinstance(x, np.ndarray) or on_gpu(x) else as_image(x, "x")[0]).shape[-2:] or (1, 1)
+    return height, width
 
 
 def _pool(x: Any, window: tuple, return_indices: bool, algorithm: str | None, out: np.ndarray | None) -> Any:

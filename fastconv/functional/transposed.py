@@ -10,7 +10,7 @@ from fastconv.arrays import as_floats, as_image, empty, memory_format, on_gpu, t
 from fastconv.dispatch import kernel_for
 from fastconv.functional.calls import CallCache
 from fastconv.precision import precision_of
-from fastconv.problem import ConvProblem
+from fastconv.problem import ConvProblem, check_positive
 from fastconv.sizes import Pair, padding_pairs, pair
 
 _calls = CallCache()
@@ -67,8 +67,7 @@ def conv_transpose2d(
     size = transposed_size(image.shape, weight.shape, strides, padding, output_padding, dilations)
     extra = pair(output_padding, "output_padding", least=0)
     image = extended(image, extra[0] // strides[0], extra[1] // strides[1])
-    if not isinstance(groups, (int, np.integer)) or groups < 1:
-        raise ValueError(f"groups must be a positive int, got {groups!r}")
+    check_positive(groups, "groups")
     in_size = (image.shape[0], weight.shape[1] * groups, *size)
     options = (stride, padding, dilation, groups)
     named = ("x", "the result")

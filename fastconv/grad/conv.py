@@ -11,7 +11,7 @@ from fastconv.cpu.channels import channel_sums
 from fastconv.dispatch import kernel_for
 from fastconv.functional.calls import CallCache
 from fastconv.functional.transposed import gradient_problem, input_gradient
-from fastconv.grad.sizes import as_size
+from fastconv.sizes import as_size
 
 _calls = CallCache()
 
@@ -114,10 +114,10 @@ def conv2d_weight(
         kernel = kernel_for(problem, algorithm)[0]
         _calls.remember(key, kernel)
     if out is None:
-        out = np.empty(shape, image.dtype)
+        out = result = np.empty(shape, image.dtype)
     else:
-        check_out(out, shape, image.dtype, image, gradient)
-    kernel.run(image, gradient, out)
+        result = check_out(out, shape, image.dtype, image, gradient)
+    kernel.run(image, gradient, result)
     return out
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from fastconv.arrays import as_floats, as_image, check_out, memory_format, on_gpu, target
 from fastconv.dispatch import kernel_for
 from fastconv.functional.calls import CallCache
-from fastconv.grad.sizes import as_size
 from fastconv.local_problem import LocalProblem
 from fastconv.problem import MemoryFormat
+from fastconv.sizes import as_size
 
 _calls = CallCache()
 
@@ -106,10 +106,10 @@ def locally_connected2d_weight(
         raise ValueError(f"grad_output must have as many axes as input, got {grad.shape} for {image.shape}")
     kernel = _kernel("backward_weight", image.shape, size, grad, memory_format(image), options, algorithm)
     if out is None:
-        out = np.empty(size, image.dtype)
+        out = result = np.empty(size, image.dtype)
     else:
-        check_out(out, size, image.dtype, image, grad)
-    kernel.run(image, grad, out)
+        result = check_out(out, size, image.dtype, image, grad)
+    kernel.run(image, grad, result)
     return out
 
 

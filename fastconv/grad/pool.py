@@ -14,9 +14,9 @@ import numpy as np
 from fastconv.arrays import allocator, as_floats, as_image, memory_format, on_gpu, target
 from fastconv.dispatch import kernel_for
 from fastconv.functional.calls import CallCache
-from fastconv.grad.sizes import as_size
 from fastconv.pooling import Pool
 from fastconv.problem import MemoryFormat, PoolProblem
+from fastconv.sizes import as_size
 
 _calls = CallCache()
 

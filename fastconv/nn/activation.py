@@ -8,6 +8,7 @@ from fastconv.nn.backend import as_floats, backend
 from fastconv.nn.init import generator
 from fastconv.nn.module import Module
 from fastconv.problem import LEAKY_SLOPE
+from fastconv.sizes import axis, integer, real
 
 
 class ReLU(Module):
@@ -56,7 +57,7 @@ class LeakyReLU(Module):
     """
 
     def __init__(self, negative_slope: float = LEAKY_SLOPE) -> None:
-        self.negative_slope = float(negative_slope)
+        self.negative_slope = real(negative_slope, "negative_slope")
 
     @property
     def fused(self) -> str | None:
@@ -92,9 +93,7 @@ class Dropout(Module):
     """
 
     def __init__(self, p: float = 0.5, *, rng: np.random.Generator | None = None) -> None:
-        if not 0 <= p <= 1:
-            raise ValueError(f"p must be between 0 and 1, got {p!r}")
-        self.p, self.rng = float(p), rng
+        self.p, self.rng = real(p, "p", 0, 1), rng
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """Any shape, float32 or float64; in eval mode `x` itself."""
@@ -123,11 +122,12 @@ class Softmax(Module):
     """
 
     def __init__(self, dim: int) -> None:
-        self.dim = dim
+        self.dim = integer(dim, "dim")
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """Any shape, float32 or float64."""
         x = as_floats(x, "x")
+        axis(self.dim, "dim", x.ndim)
         output = backend(x).softmax(x, self.dim)
         self.keep(output, output=output)
         return output

@@ -11,6 +11,7 @@ import numpy as np
 
 from fastconv.arrays import on_gpu
 from fastconv.nn import host
+from fastconv.sizes import shown
 
 DEVICES = ("cpu", "cuda")
 
@@ -74,6 +75,8 @@ def check_place(x: Any, name: str, device: str, what: str) -> None:
 def check_alike(first: Any, second: Any, name: str) -> None:
     """Raise TypeError or ValueError unless `second`, called `name`, has the first's dtype, shape and device."""
     if not (isinstance(first, np.ndarray) and isinstance(second, np.ndarray)):
+        if isinstance(second, type) or not (hasattr(second, "dtype") and hasattr(second, "shape")):
+            raise TypeError(f"{name} must be an array, got {shown(second)}")
         check_place(second, name, device_of(first), "what it belongs to")
     backend(first).check_alike(first, second, name)
 

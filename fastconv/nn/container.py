@@ -12,6 +12,7 @@ import numpy as np
 from fastconv.nn.backend import backend
 from fastconv.nn.fusion import stages
 from fastconv.nn.module import Module
+from fastconv.sizes import shown
 
 
 class _Container(Module):
@@ -29,7 +30,7 @@ class _Container(Module):
         """Take over the modules, after checking them and their names."""
         for name, module in modules.items():
             if not isinstance(module, Module):
-                raise TypeError(f"modules must be fastconv.nn modules, got {module!r}")
+                raise TypeError(f"modules must be fastconv.nn modules, got {shown(module)}")
             if not isinstance(name, str) or "." in name or hasattr(type(self), name):
                 own = f"the names of {type(self).__name__}'s own attributes"
                 raise ValueError(f"modules must have names that are strings without a dot and not {own}, got {name!r}")

@@ -18,7 +18,7 @@ from fastconv.nn.module import Module, Parameter
 from fastconv.nn.pool import pooled
 from fastconv.plan import plan
 from fastconv.pooling import Pool
-from fastconv.sizes import padding_pairs, pair
+from fastconv.sizes import integer, padding_pairs, pair
 
 if TYPE_CHECKING:
     from fastconv.nn.norm import BatchNorm2d
@@ -97,6 +97,7 @@ class Conv2d(Convolution):
         dtype: str = "float32",
     ) -> None:  # fmt: skip
         height, width = check_sizes(in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+        in_channels, out_channels, groups = int(in_channels), int(out_channels), int(groups)
         channels = in_channels // groups
         self.weight, self.bias = kaiming_parameters(
             (out_channels, channels, height, width), (out_channels,), channels * height * width,
@@ -212,6 +213,7 @@ class ConvTranspose2d(Convolution):
         rng: np.random.Generator | None = None, dtype: str = "float32",
     ) -> None:  # fmt: skip
         height, width = check_sizes(in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+        in_channels, out_channels, groups = int(in_channels), int(out_channels), int(groups)
         channels = out_channels // groups
         # The fan-in is that of the convolution whose gradient this is, as in torch.
         self.weight, self.bias = kaiming_parameters(
@@ -250,8 +252,7 @@ def check_sizes(
         Names the argument that is out of range.
     """
     for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        integer(value, name, least=1)
     if in_channels % groups or out_channels % groups:
         raise ValueError(f"groups must divide in_channels {in_channels} and out_channels {out_channels}, got {groups}")
     kernel = pair(kernel_size, "kernel_size", least=1)

@@ -10,6 +10,7 @@ from fastconv.nn.container import Sequential
 from fastconv.nn.conv import Conv2d
 from fastconv.nn.linear import Linear
 from fastconv.nn.module import Module
+from fastconv.sizes import integer
 
 _Model = TypeVar("_Model", bound=Module)
 
@@ -39,6 +40,7 @@ def replace_head(model: _Model, classes: int, *, rng: np.random.Generator | None
     >>> net[1].weight.value.shape
     (5, 64)
     """
+    classes = integer(classes, "classes", least=1)
     container, index = _head(model)
     old: Any = container[index]
     own: Any = {"bias": old.bias is not None, "rng": rng, "dtype": str(old.weight.value.dtype)}

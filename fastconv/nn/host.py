@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.arrays import as_floats, empty, memory_format
+from fastconv.arrays import as_floats, empty, memory_format, plain
 from fastconv.cpu.adaptive import adaptive_average, adaptive_average_backward
 from fastconv.cpu.channels import channel_moments, channel_products, channel_sums
 from fastconv.cpu.channels import normalize as scale_and_shift
@@ -178,7 +178,7 @@ def squared_error(output: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, n
 
 def as_classes(target: Any) -> np.ndarray:
     """Integers, as an array."""
-    classes = np.asarray(target)
+    classes = plain(target, "target")
     if classes.dtype.kind not in "iu":
         raise TypeError(f"target must hold integers, the classes, got {classes.dtype}")
     return classes

@@ -6,7 +6,9 @@ import math
 
 import numpy as np
 
+from fastconv.arrays import as_dtype, check_room
 from fastconv.nn.module import Parameter
+from fastconv.sizes import flag, integer, shown
 
 
 class _Default:
@@ -21,18 +23,21 @@ def manual_seed(seed: int) -> None:
     seed : int
         Not negative. The same seed gives the same values, whatever the dtype (up to rounding) and the threads.
     """
-    _Default.generator = np.random.default_rng(seed)
+    _Default.generator = np.random.default_rng(integer(seed, "seed", least=0))
 
 
 def generator(rng: np.random.Generator | None) -> np.random.Generator:
-    """`rng`, or the default generator."""
-    return _Default.generator if rng is None else rng
+    """`rng`, or the default generator; TypeError for anything else."""
+    if rng is None:
+        return _Default.generator
+    if not isinstance(rng, np.random.Generator):
+        raise TypeError(f"rng must be a numpy.random.Generator or None, got {shown(rng)}")
+    return rng
 
 
 def check_dtype(dtype: str) -> None:
     """Raise a TypeError unless `dtype` is float32 or float64."""
-    if np.dtype(dtype) not in (np.float32, np.float64):
-        raise TypeError(f"dtype must be float32 or float64, got {np.dtype(dtype)}")
+    as_dtype(dtype)
 
 
 def kaiming_parameters(
@@ -46,6 +51,9 @@ def kaiming_parameters(
     the same.
     """
     check_dtype(dtype)
+    bias = flag(bias, "bias")
+    for shape in (weight_shape, bias_shape):
+        check_room(math.prod(shape) * 8, shape)  # they are drawn in float64
     bound, random = 1 / math.sqrt(fan_in), generator(rng)
     weight = Parameter(random.uniform(-bound, bound, weight_shape).astype(dtype))
     return weight, Parameter(random.uniform(-bound, bound, bias_shape).astype(dtype)) if bias else None

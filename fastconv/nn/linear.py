@@ -7,6 +7,7 @@ import numpy as np
 from fastconv.nn.backend import as_floats, backend
 from fastconv.nn.conv import Convolution
 from fastconv.nn.init import kaiming_parameters
+from fastconv.sizes import integer
 
 
 class Linear(Convolution):
@@ -34,6 +35,10 @@ class Linear(Convolution):
         self, in_features: int, out_features: int, bias: bool = True, *, rng: np.random.Generator | None = None,
         dtype: str = "float32",
     ) -> None:  # fmt: skip
+        in_features, out_features = (
+            integer(value, name, least=1)
+            for value, name in ((in_features, "in_features"), (out_features, "out_features"))
+        )
         self.in_features, self.out_features = in_features, out_features
         self.weight, self.bias = kaiming_parameters(
             (out_features, in_features), (out_features,), in_features, bias=bias, rng=rng, dtype=dtype

@@ -47,6 +47,7 @@ class LocallyConnected2d(Convolution):
         dtype: str = "float32",
     ) -> None:  # fmt: skip
         kernel = check_sizes(in_channels, out_channels, kernel_size, stride, padding, dilation)
+        in_channels, out_channels = int(in_channels), int(out_channels)
         strides, dilations = pair(stride, "stride", least=1), pair(dilation, "dilation", least=1)
         pads = padding_pairs(padding, kernel, strides, dilations)
         sizes = zip(pair(input_size, "input_size", least=1), kernel, pads, strides, dilations, strict=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.nn.backend import as_floats, backend, check_alike, check_place, device_of
+from fastconv.sizes import real, shown
 
 _REDUCTIONS = ("mean", "sum", "none")
 
@@ -28,8 +29,8 @@ class Loss(ABC):
     """
 
     def __init__(self, reduction: str = "mean") -> None:
-        if reduction not in _REDUCTIONS:
-            raise ValueError(f"reduction must be one of {_REDUCTIONS}, got {reduction!r}")
+        if not isinstance(reduction, str) or reduction not in _REDUCTIONS:
+            raise ValueError(f"reduction must be one of {_REDUCTIONS}, got {shown(reduction)}")
         self.reduction = reduction
         self._gradient: Any = None
 
@@ -103,9 +104,7 @@ class CrossEntropyLoss(Loss):
 
     def __init__(self, *, reduction: str = "mean", label_smoothing: float = 0.0) -> None:
         super().__init__(reduction)
-        if not 0 <= label_smoothing <= 1:
-            raise ValueError(f"label_smoothing must be between 0 and 1, got {label_smoothing!r}")
-        self.label_smoothing = float(label_smoothing)
+        self.label_smoothing = real(label_smoothing, "label_smoothing", 0, 1)
 
     def items(self, output: np.ndarray, target: Any) -> tuple[np.ndarray, np.ndarray]:
         return backend(output).cross_entropy(output, _classes(output, target), self.label_smoothing)

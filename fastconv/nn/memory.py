@@ -21,7 +21,7 @@ from fastconv.nn.norm import BatchNorm2d
 from fastconv.nn.pool import AdaptiveAvgPool2d, AvgPool2d, LPPool2d, MaxPool2d
 from fastconv.nn.shape import Flatten
 from fastconv.problem import ConvProblem, PoolProblem
-from fastconv.sizes import pair
+from fastconv.sizes import as_size, axis, pair, shown
 
 _INDEX_BYTES = 8  # of max pooling, int64
 _STATISTICS_BYTES = 8  # of batch normalisation, float64
@@ -65,9 +65,9 @@ def activation_bytes(network: Module, input_shape: tuple[int, ...]) -> int:
     >>> activation_bytes(layer, (2, 3))
     144
     """
-    dtype = network_dtype(network)
-    step = _Step()
-    _, gradients = step.through(network, Array(tuple(input_shape), dtype.itemsize), inside=False)
+    check_network(network, "network")
+    shape, dtype, step = as_size(input_shape, "input_shape", None), network_dtype(network), _Step()
+    _, gradients = step.through(network, Array(shape, dtype.itemsize), inside=False)
     parameters = sum(p.value.nbytes for p in network.parameters() if p.requires_grad)
     return sum(step.kept.values()) + parameters + gradients
 
@@ -125,6 +125,12 @@ def result_and_kept(layer: Module, x: Array) -> tuple[Array, ...]:
     if type(layer) not in _LAYERS:
         raise TypeError(f"network must be made of fastconv.nn's own layers, got a {type(layer).__name__}")
     return _LAYERS[type(layer)](layer, x)
+
+
+def check_network(network: Any, name: str) -> None:
+    """Raise TypeError, which calls it `name`, unless `network` is a module."""
+    if not isinstance(network, Module):
+        raise TypeError(f"{name} must be a fastconv.nn.Module, got {shown(network)}")
 
 
 def network_dtype(network: Module) -> np.dtype:
@@ -189,7 +195,8 @@ def _adaptive_pool(layer: AdaptiveAvgPool2d, x: Array) -> tuple[Array, ...]:
 
 
 def _flatten(layer: Flatten, x: Array) -> tuple[Array, ...]:
-    first, last = (axis % len(x.shape) for axis in (layer.start_dim, layer.end_dim))
+    axes = len(x.shape)
+    first, last = axis(layer.start_dim, "start_dim", axes), axis(layer.end_dim, "end_dim", axes)
     return (replace(x, shape=(*x.shape[:first], math.prod(x.shape[first : last + 1]), *x.shape[last + 1 :])),)
 
 

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from fastconv.arrays import aligned, on_gpu
+from fastconv.arrays import aligned, on_gpu, plain
 from fastconv.nn.backend import DEVICES, as_floats, backend, check_alike, check_place, device_of, dtype_of, moved
+from fastconv.sizes import shown
 
 
 class Buffer:
@@ -38,7 +39,7 @@ class Buffer:
     """
 
     def __init__(self, value: Any) -> None:
-        self._value: Any = _own(np.asarray(value))
+        self._value: Any = _own(plain(value, "value"))
         self.version = 0
 
     @property
@@ -48,7 +49,7 @@ class Buffer:
 
     @value.setter
     def value(self, new: Any) -> None:
-        new = moved(new if on_gpu(new) else np.asarray(new), self.device)
+        new = moved(new if on_gpu(new) else plain(new, "value"), self.device)
         check_alike(self._value, new, "value")
         with self.edit() as value:
             backend(value).assign(value, new)
@@ -106,6 +107,8 @@ class Buffer:
 
 def _own(value: np.ndarray) -> np.ndarray:
     """A read-only copy."""
+    if value.dtype.kind not in "biuf" or not value.dtype.isnative:
+        raise TypeError(f"value must be an array of numbers in native byte order, got {value.dtype}")
     copy = aligned(value.shape, value.dtype)
     copy[...] = value
     copy.flags.writeable = False
@@ -409,7 +412,9 @@ class Module(ABC):
             Lists all names, shapes and dtypes that do not fit; nothing has been loaded then.
         """
         own = dict(self.named_state())
-        new = {name: np.asarray(moved(value, "cpu")) for name, value in state_dict.items()}
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict must be a mapping from names to arrays, got {shown(state_dict)}")
+        new = {name: plain(moved(value, "cpu"), f"state_dict[{name!r}]") for name, value in state_dict.items()}
         missing = [n for n in own if n not in new and not n.endswith("num_batches_tracked")]
         unexpected = [n for n in new if n not in own]
         shared = [n for n in own if n in new]

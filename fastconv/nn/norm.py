@@ -10,6 +10,7 @@ import numpy as np
 from fastconv.nn.backend import as_floats, backend, dtype_of
 from fastconv.nn.init import check_dtype
 from fastconv.nn.module import Buffer, Module, Parameter
+from fastconv.sizes import flag, integer, real
 
 
 class BatchNorm2d(Module):
@@ -44,6 +45,9 @@ class BatchNorm2d(Module):
         track_running_stats: bool = True, *, dtype: str = "float32",
     ) -> None:  # fmt: skip
         check_dtype(dtype)
+        num_features, eps = integer(num_features, "num_features", least=1), real(eps, "eps", 0)
+        momentum = None if momentum is None else real(momentum, "momentum", 0, 1)
+        affine, track_running_stats = flag(affine, "affine"), flag(track_running_stats, "track_running_stats")
         self.num_features, self.eps, self.momentum, self.dtype = num_features, eps, momentum, np.dtype(dtype)
         self.weight = Parameter(np.ones(num_features, dtype)) if affine else None
         self.bias = Parameter(np.zeros(num_features, dtype)) if affine else None
@@ -57,6 +61,8 @@ class BatchNorm2d(Module):
         constant = self.running_mean is not None and not self.training
         mean, var = self._running_statistics() if constant else self._batch_statistics(x)
         output = backend(x).normalize(x, mean, var, *self._affine, self.eps)
+        if self.training and self.running_mean is not None:
+            self._move_running(x, mean, var)  # not before the output is there, for which memory may be lacking
         needs_x = not constant or (self.weight is not None and self.weight.requires_grad)
         self.keep(x if needs_x else None, mean, var, constant, output=output)
         return output
@@ -113,16 +119,19 @@ class BatchNorm2d(Module):
         return backend(mean).constants(mean, var)
 
     def _batch_statistics(self, x: Any) -> tuple[Any, Any]:
-        """Mean and variance of the batch; in training, the running averages move towards them."""
+        """Mean and variance of the batch."""
         pixels = math.prod(x.shape) // x.shape[1]
         if pixels < 2:
             raise ValueError(
                 f"x must have at least two pixels for each channel to normalise by, got shape {tuple(x.shape)}"
             )
-        mean, var = backend(x).moments(x)
-        if self.training and self.running_mean and self.running_var and self.num_batches_tracked:
-            self.num_batches_tracked.value = self.num_batches_tracked.value + 1
-            share = 1 / int(self.num_batches_tracked.value) if self.momentum is None else self.momentum
-            with self.running_mean.edit() as running_mean, self.running_var.edit() as running_var:
-                backend(x).move_running(running_mean, running_var, mean, var, share, pixels)
-        return mean, var
+        return backend(x).moments(x)
+
+    def _move_running(self, x: Any, mean: Any, var: Any) -> None:
+        """Move the running averages towards the statistics of a batch."""
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        self.num_batches_tracked.value = self.num_batches_tracked.value + 1
+        share = 1 / int(self.num_batches_tracked.value) if self.momentum is None else self.momentum
+        with self.running_mean.edit() as running_mean, self.running_var.edit() as running_var:
+            pixels = math.prod(x.shape) // x.shape[1]
+            backend(x).move_running(running_mean, running_var, mean, var, share, pixels)

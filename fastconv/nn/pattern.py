@@ -16,8 +16,10 @@ from fastconv.nn.linear import Linear
 from fastconv.nn.module import Module
 from fastconv.nn.pool import MaxPool2d
 from fastconv.nn.shape import Flatten
+from fastconv.sizes import as_size, integer, shown
 
 _WORDS = ("INPUT", "CONV", "RELU", "POOL", "POOL?", "FC")
+_MOST_LAYERS, _MOST_DIGITS = 10_000, 9
 _TOKEN = re.compile(r"\s*(->|\[|\]|\*|\d+|\w+\??|\S)")
 
 
@@ -78,25 +80,25 @@ def convnet(
     >>> len(net), net[0].weight.value.shape, net[-1].weight.value.shape
     (19, (32, 3, 3, 3), (10, 256))
     """
-    _check_sizes(input, {"classes": classes, "hidden": hidden})
+    if not isinstance(pattern, str):
+        raise TypeError(f"pattern must be a str, got {shown(pattern)}")
+    image = as_size(input, "input", (3,))
+    if min(image) < 1:
+        raise ValueError(f"input must be channels, height and width of an image, got {shown(input)}")
+    classes, hidden = integer(classes, "classes", least=1), integer(hidden, "hidden", least=1)
     layers = _Parser(pattern).layers()
     stages = max((layer.stage for layer in layers if layer.word == "CONV"), default=-1) + 1
-    widths = [channels * 2**n for n in range(stages)] if isinstance(channels, (int, np.integer)) else list(channels)
+    if isinstance(channels, (tuple, list)):
+        widths = [integer(width, "channels", least=1) for width in channels]
+    else:
+        widths = [integer(channels, "channels", least=1) * 2**n for n in range(stages)]
     if len(widths) != stages:
-        raise ValueError(f"channels must be those of {stages} stages, got {channels}")
-    build = _Builder(pattern, input, {"rng": rng, "dtype": dtype})
+        raise ValueError(f"channels must be those of {stages} stages, got {shown(channels)}")
+    build = _Builder(pattern, (image[0], image[1], image[2]), {"rng": rng, "dtype": dtype})
     for layer in layers[:-1]:
         build.add(layer, widths[layer.stage] if layer.word == "CONV" else hidden)
     build.add(layers[-1], classes)
     return Sequential(*build.modules)
-
-
-def _check_sizes(image: tuple[int, ...], outputs: dict[str, int]) -> None:
-    if len(image) != 3 or min(image) < 1:
-        raise ValueError(f"input must be channels, height and width of an image, got {image}")
-    for name, number in outputs.items():
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
 
 
 class _Parser:
@@ -144,14 +146,17 @@ class _Parser:
         if self._peek().text != "]":
             raise _mistake(self.pattern, self._peek().at, f"']' must close the bracket at column {token.at + 1}")
         self._take()
-        return (inside + [_Layer("stage", token.at, 0)] * nested) * self._times()
+        inside, times = inside + [_Layer("stage", token.at, 0)] * nested, self._times()
+        if times * len(inside) > _MOST_LAYERS:
+            raise _mistake(self.pattern, token.at, f"a bracket must stand for at most {_MOST_LAYERS} layers")
+        return inside * times
 
     def _times(self) -> int:
         if self._peek().text != "*":
             return 1
         self._take()
         number = self._take()
-        if not number.text.isdecimal():
+        if not number.text.isdecimal() or len(number.text) > _MOST_DIGITS:
             raise _mistake(self.pattern, number.at, "'*' must be followed by how often, such as 2")
         return int(number.text)
 

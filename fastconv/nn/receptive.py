@@ -10,11 +10,12 @@ from typing import Any
 from fastconv.nn.container import Residual, Sequential
 from fastconv.nn.conv import Conv2d, ConvTranspose2d
 from fastconv.nn.local import LocallyConnected2d
+from fastconv.nn.memory import check_network
 from fastconv.nn.module import Module
 from fastconv.nn.peak import Step, Visit
 from fastconv.nn.pool import AdaptiveAvgPool2d, AvgPool2d, LPPool2d, MaxPool2d
 from fastconv.nn.shape import Flatten
-from fastconv.sizes import padding_pairs, pair
+from fastconv.sizes import as_size, padding_pairs, pair
 
 # Kernel size, stride, padding before the first pixel and dilation along one axis.
 _Window = tuple[int, int, int, int]
@@ -122,7 +123,8 @@ def receptive_field(model: Module, input_shape: tuple[int, ...]) -> ReceptiveFie
     >>> receptive_field(three, (1, 32, 32)).size
     (7, 7)
     """
-    root = Step.of_shapes(model, (1, *input_shape)).root
+    check_network(model, "model")
+    root = Step.of_shapes(model, (1, *as_size(input_shape, "input_shape", None))).root
     return fields(root)[id(root)]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from fastconv.nn.backend import as_floats, backend
 from fastconv.nn.module import Module
+from fastconv.sizes import axis, integer
 
 
 class Flatten(Module):
@@ -20,12 +21,12 @@ class Flatten(Module):
     """
 
     def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
-        self.start_dim, self.end_dim = start_dim, end_dim
+        self.start_dim, self.end_dim = integer(start_dim, "start_dim"), integer(end_dim, "end_dim")
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """(N, C, H, W) to (N, C*H*W) by default; a view of a contiguous array."""
         x = as_floats(x, "x")
-        first, last = (d % x.ndim for d in (self.start_dim, self.end_dim))
+        first, last = axis(self.start_dim, "start_dim", x.ndim), axis(self.end_dim, "end_dim", x.ndim)
         if first > last:
             raise ValueError(f"start_dim {self.start_dim} comes after end_dim {self.end_dim} in shape {x.shape}")
         shape = tuple(x.shape)

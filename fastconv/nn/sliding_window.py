@@ -12,11 +12,13 @@ from fastconv.nn.backend import as_floats, backend, device_of, moved
 from fastconv.nn.container import Residual, Sequential
 from fastconv.nn.conv import Conv2d
 from fastconv.nn.linear import Linear
+from fastconv.nn.memory import check_network
 from fastconv.nn.module import Module
 from fastconv.nn.peak import Step, Visit
 from fastconv.nn.pool import AdaptiveAvgPool2d, AvgPool2d
 from fastconv.nn.receptive import receptive_field
 from fastconv.nn.shape import Flatten
+from fastconv.sizes import as_size, flag, integer
 
 
 def to_fully_convolutional(model: Module, input_shape: tuple[int, int, int]) -> Module:
@@ -58,7 +60,8 @@ def to_fully_convolutional(model: Module, input_shape: tuple[int, int, int]) -> 
     >>> whole(np.zeros((1, 1, 12, 16), np.float32)).shape
     (1, 10, 3, 5)
     """
-    root = Step.of_shapes(model, (1, *input_shape)).root
+    check_network(model, "model")
+    root = Step.of_shapes(model, (1, *as_size(input_shape, "input_shape", (3,)))).root
     return _converted(root, [(1, 1)]).train(model.training)
 
 
@@ -139,20 +142,20 @@ def dense_scores(model: Module, image: Any, average: bool = True, shifts: int = 
     ValueError
         If the model does not make maps, the image is too small, or `shifts` does not divide the network's stride.
     """
+    check_network(model, "model")
     images = as_floats(image, "image", (3, 4))
     batch = images.reshape((1, *images.shape)) if images.ndim == 3 else images
+    shifts = integer(shifts, "shifts", least=1)
     steps = _steps(model, tuple(batch.shape), shifts)
     maps = {(i, j): _map(model, batch, (i * steps[0], j * steps[1])) for i in range(shifts) for j in range(shifts)}
     scores = maps[0, 0] if shifts == 1 else _stitched(maps, shifts)
-    if average:
+    if flag(average, "average"):
         scores = backend(scores).reshape(AdaptiveAvgPool2d(1).eval()(scores), tuple(scores.shape[:2]))
     return scores[0] if images.ndim == 3 else scores
 
 
 def _steps(model: Module, shape: tuple[int, ...], shifts: int) -> tuple[int, int]:
     """Pixels from one shift to the next along both axes."""
-    if shifts < 1:
-        raise ValueError(f"shifts must be at least 1, got {shifts}")
     if len(_output_shape(model, shape)) != 4:
         raise ValueError("model must give a map of scores: convert it by to_fully_convolutional")
     height, width = receptive_field(model, shape[1:]).jump

@@ -43,10 +43,11 @@ class Adagrad(Optimizer):
             initial_accumulator_value=initial_accumulator_value, eps=eps,
         )  # fmt: skip
 
+    def buffers(self, group: dict[str, Any]) -> dict[str, float]:
+        return {"sum": group["initial_accumulator_value"]}
+
     def update(self, value: Any, grad: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
-        if not state:
-            state.update(step=0, sum=backend(value).full_like(value, group["initial_accumulator_value"]))
-        rate = group["lr"] / (1 + state["step"] * group["lr_decay"])
+        rate = group["lr"] / (1 + state.setdefault("step", 0) * group["lr_decay"])
         state["step"] += 1
         constants = {"rate": rate, "weight_decay": group["weight_decay"], "eps": group["eps"]}
-        backend(value).update(updates.ADAGRAD, value, grad, state["sum"], **constants)
+        backend(value).update(updates.ADAGRAD, value, grad, self.remembered(state, "sum"), **constants)

@@ -8,7 +8,8 @@ from typing import Any
 
 from fastconv.cpu import updates
 from fastconv.nn.backend import backend
-from fastconv.optim.optimizer import Optimizer, remembered
+from fastconv.optim.optimizer import Optimizer
+from fastconv.sizes import flag, real, shown
 
 
 class Adam(Optimizer):
@@ -43,19 +44,23 @@ class Adam(Optimizer):
     ) -> None:  # fmt: skip
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad)
         for group in self.param_groups:
-            if not all(0 <= beta < 1 for beta in group["betas"]):
-                raise ValueError(f"betas must be in [0, 1), got {group['betas']!r}")
+            flag(group["amsgrad"], "amsgrad")
+            betas = group["betas"]
+            if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+                raise TypeError(f"betas must be two numbers, got {shown(betas)}")
+            if not all(0 <= real(beta, "betas") < 1 for beta in betas):
+                raise ValueError(f"betas must be in [0, 1), got {shown(betas)}")
+
+    def buffers(self, group: dict[str, Any]) -> dict[str, float]:
+        return dict.fromkeys(("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])), 0)
 
     def update(self, value: Any, grad: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
-        rule, names = updates.ADAM, ["exp_avg", "exp_avg_sq"]
-        if group["amsgrad"]:
-            rule, names = updates.ADAM_AMSGRAD, [*names, "max_exp_avg_sq"]
-        for name in names:
-            remembered(state, name, value)
+        rule = updates.ADAM_AMSGRAD if group["amsgrad"] else updates.ADAM
+        arrays = [self.remembered(state, name) for name in self.buffers(group)]
         t = state["step"] = state.get("step", 0) + 1
         first, second = group["betas"]
         backend(value).update(
-            rule, value, grad, *(state[name] for name in names), rate=group["lr"] / (1 - first**t), eps=group["eps"],
+            rule, value, grad, *arrays, rate=group["lr"] / (1 - first**t), eps=group["eps"],
             weight_decay=group["weight_decay"], gain=1 - first, decay=second, share=1 - second,
             correction=math.sqrt(1 - second**t),
         )  # fmt: skip

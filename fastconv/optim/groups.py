@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from fastconv.nn.module import Module, Parameter
+from fastconv.sizes import real, shown
 
 
 def parameter_groups(model: Module, lr: float, multipliers: Mapping[str, float]) -> list[dict[str, Any]]:
@@ -39,9 +40,12 @@ def parameter_groups(model: Module, lr: float, multipliers: Mapping[str, float])
     >>> [group["lr"] for group in optimizer.param_groups]
     [0.001, 0.01]
     """
-    for pattern, multiplier in multipliers.items():
-        if not multiplier >= 0:
-            raise ValueError(f"multipliers must not be negative, got {multiplier} for {pattern!r}")
+    if not isinstance(multipliers, Mapping) or not all(isinstance(pattern, str) for pattern in multipliers):
+        raise TypeError(f"multipliers must be a mapping from patterns to numbers, got {shown(multipliers)}")
+    if not isinstance(model, Module):
+        raise TypeError(f"model must be a Module, got {shown(model)}")
+    lr = real(lr, "lr", 0)
+    multipliers = {pattern: real(value, f"multipliers[{pattern!r}]", 0) for pattern, value in multipliers.items()}
     found: dict[str, list[Parameter]] = {pattern: [] for pattern in multipliers}
     rest: list[Parameter] = []
     seen: set[Parameter] = set()

@@ -6,8 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
+import numpy as np
+
 from fastconv.nn.backend import backend, check_place, moved
 from fastconv.nn.module import Parameter
+from fastconv.sizes import real, shown
 
 
 class Optimizer(ABC):
@@ -36,6 +39,8 @@ class Optimizer(ABC):
     non_negative: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
 
     def __init__(self, params: Iterable, **defaults: Any) -> None:
+        if isinstance(params, (str, bytes)) or not isinstance(params, Iterable):
+            raise TypeError(f"params must be Parameters or groups of them, got {shown(params)}")
         groups: list = list(params)
         if not groups:
             raise ValueError("params must hold at least one Parameter, got none")
@@ -43,6 +48,7 @@ class Optimizer(ABC):
             groups = [{"params": groups}]
         self.param_groups = [self._group(group, defaults) for group in groups]
         self.state: dict[Parameter, dict[str, Any]] = {}
+        self._new: dict[str, Any] = {}  # for the state of the parameter that is being updated
         everything = [id(p) for group in self.param_groups for p in group["params"]]
         if len(set(everything)) < len(everything):
             raise ValueError("params must hold each Parameter once, got one of them again")
@@ -58,8 +64,7 @@ class Optimizer(ABC):
             if not isinstance(parameter, Parameter):
                 raise TypeError(f"params must be fastconv.nn.Parameter objects, got {type(parameter).__name__}")
         for name in self.non_negative:
-            if not whole[name] >= 0:
-                raise ValueError(f"{name} must not be negative, got {whole[name]!r}")
+            real(whole[name], name, 0)
         return whole
 
     @abstractmethod
@@ -70,16 +75,38 @@ class Optimizer(ABC):
         """Update all parameters but those that are frozen or have no gradient; on a GPU, without waiting for it.
 
         State follows a parameter that was moved to another device.
+
+        Raises
+        ------
+        MemoryError
+            If there is no room for new state; nothing has been updated then.
         """
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.requires_grad and parameter.grad is not None:
-                    state = self.state.setdefault(parameter, {})
-                    for name, array in state.items():
-                        state[name] = moved(array, parameter.device) if hasattr(array, "shape") else array
-                    check_place(parameter.grad, "grad", parameter.device, "its parameter")
-                    with parameter.edit() as value:
-                        self.update(value, parameter.grad, state, group)
+        moving = [(group, p) for group in self.param_groups for p in group["params"] if p.requires_grad]
+        ready = [(group, p, *self._prepared(group, p)) for group, p in moving if p.grad is not None]
+        for group, parameter, grad, self._new in ready:
+            with parameter.edit() as value:
+                self.update(value, grad, self.state.setdefault(parameter, {}), group)
+
+    def _prepared(self, group: dict[str, Any], parameter: Parameter) -> tuple[Any, dict[str, Any]]:
+        """A parameter's gradient as its update takes it, and arrays for what its state lacks."""
+        state = self.state.get(parameter, {})
+        for name, array in state.items():
+            state[name] = moved(array, parameter.device) if hasattr(array, "shape") else array
+        grad, value = parameter.grad, parameter.value
+        check_place(grad, "grad", parameter.device, "its parameter")
+        missing = {name: start for name, start in self.buffers(group).items() if name not in state}
+        new = {name: backend(value).full_like(value, start) for name, start in missing.items()}
+        return np.ascontiguousarray(grad) if isinstance(grad, np.ndarray) else grad, new
+
+    def buffers(self, group: dict[str, Any]) -> dict[str, float]:
+        """Names of the arrays like the parameter that `update` remembers, and what they are filled with at first."""
+        return {}
+
+    def remembered(self, state: dict[str, Any], name: str) -> Any:
+        """An array of a parameter's state, one of `buffers`."""
+        if name not in state:
+            state[name] = self._new[name]
+        return state[name]
 
     def zero_grad(self) -> None:
         """Set the gradients of all parameters to None."""
@@ -125,13 +152,6 @@ class Optimizer(ABC):
 
     def _parameters(self) -> list[Parameter]:
         return [p for group in self.param_groups for p in group["params"]]
-
-
-def remembered(state: dict[str, Any], name: str, value: Any) -> Any:
-    """An array of a parameter's state, like its value; zeros the first time."""
-    if name not in state:
-        state[name] = backend(value).full_like(value, 0)
-    return state[name]
 
 
 def _copied(state: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from typing import Any
 
 from fastconv.cpu import updates
 from fastconv.nn.backend import backend
-from fastconv.optim.optimizer import Optimizer, remembered
+from fastconv.optim.optimizer import Optimizer
+from fastconv.sizes import flag
 
 
 class RMSprop(Optimizer):
@@ -42,14 +43,20 @@ class RMSprop(Optimizer):
         super().__init__(
             params, lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum, centered=centered
         )
+        for group in self.param_groups:
+            flag(group["centered"], "centered")
+
+    def buffers(self, group: dict[str, Any]) -> dict[str, float]:
+        needed = {"square_avg": True, "momentum_buffer": group["momentum"], "grad_avg": group["centered"]}
+        return {name: 0 for name, need in needed.items() if need}
 
     def update(self, value: Any, grad: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
         rule = updates.RMSPROP_CENTERED if group["centered"] else updates.RMSPROP
-        needed = {"square_avg": True, "momentum_buffer": group["momentum"], "grad_avg": group["centered"]}
-        for name in (name for name, need in needed.items() if need):
-            remembered(state, name, value)
+        for name in self.buffers(group):
+            self.remembered(state, name)
+        arrays = (state.get(name) for name in ("square_avg", "momentum_buffer", "grad_avg"))
         backend(value).update(
-            rule, value, grad, *(state.get(name) for name in needed), rate=group["lr"], eps=group["eps"],
+            rule, value, grad, *arrays, rate=group["lr"], eps=group["eps"],
             weight_decay=group["weight_decay"], momentum=group["momentum"], decay=group["alpha"],
             share=1 - group["alpha"],
         )  # fmt: skip

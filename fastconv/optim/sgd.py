@@ -7,7 +7,8 @@ from typing import Any
 
 from fastconv.cpu import updates
 from fastconv.nn.backend import backend
-from fastconv.optim.optimizer import Optimizer, remembered
+from fastconv.optim.optimizer import Optimizer
+from fastconv.sizes import flag, real
 
 
 class SGD(Optimizer):
@@ -42,10 +43,14 @@ class SGD(Optimizer):
             params, lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov
         )
         for group in self.param_groups:
-            if group["nesterov"] and not (group["momentum"] > 0 == group["dampening"]):
+            real(group["dampening"], "dampening")
+            if flag(group["nesterov"], "nesterov") and not (group["momentum"] > 0 == group["dampening"]):
                 raise ValueError(
                     f"nesterov needs momentum > 0 and dampening 0, got {group['momentum']} and {group['dampening']}"
                 )
+
+    def buffers(self, group: dict[str, Any]) -> dict[str, float]:
+        return {"momentum_buffer": 0} if group["momentum"] else {}
 
     def update(self, value: Any, grad: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
         momentum, constants = group["momentum"], {"rate": group["lr"], "weight_decay": group["weight_decay"]}
@@ -53,6 +58,6 @@ class SGD(Optimizer):
             backend(value).update(updates.SGD, value, grad, **constants)
             return
         gain = 1 - group["dampening"] if state else 1
-        buffer = remembered(state, "momentum_buffer", value)
+        buffer = self.remembered(state, "momentum_buffer")
         rule = updates.SGD_NESTEROV if group["nesterov"] else updates.SGD_MOMENTUM
         backend(value).update(rule, value, grad, buffer, momentum=momentum, gain=gain, **constants)

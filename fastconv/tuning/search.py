@@ -15,6 +15,7 @@ from fastconv import algorithms, networks
 from fastconv.algorithms import Candidate
 from fastconv.descriptor import parse
 from fastconv.problem import ConvProblem, PoolProblem, Problem
+from fastconv.sizes import integer, real, shown
 from fastconv.tuning import learn, measure, peak, wisdom
 from fastconv.tuning.check import wrong
 from fastconv.tuning.measure import Timing
@@ -70,6 +71,8 @@ def resolve(what: Any) -> list[Problem]:
     if isinstance(what, (ConvProblem, PoolProblem)):
         return [what]
     if not isinstance(what, str):
+        if not isinstance(what, Iterable):
+            raise TypeError(f"problems must be problems, descriptors or names of networks, got {shown(what)}")
         return list(dict.fromkeys(problem for item in what for problem in resolve(item)))
     return list(networks.problems(what)) if what in networks.names() else [parse(what)]
 
@@ -127,8 +130,7 @@ def tune_each(
     """`tune`, one result at a time."""
     wisdom.check_packages()
     threads = check_threads(threads)
-    if budget is not None and not budget >= 0:
-        raise ValueError(f"budget must be a number of seconds, 0 or more, got {budget!r}")
+    budget = None if budget is None else real(budget, "budget", 0)
     wanted = resolve(problems)
     if empty := [p.descriptor for p in wanted if p.batch == 0]:
         raise ValueError(f"problems must have a batch of at least 1 to be tuned, got {', '.join(empty)}")
@@ -169,7 +171,7 @@ def check_threads(threads: int | None) -> int:
         If there are not so many.
     """
     limit = numba.config.NUMBA_NUM_THREADS
-    if threads is not None and not 1 <= threads <= limit:
+    if threads is not None and not 1 <= integer(threads, "threads") <= limit:
         raise ValueError(f"threads must be from 1 to {limit} (set NUMBA_NUM_THREADS for more), got {threads}")
     return threads or limit
 
