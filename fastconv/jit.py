@@ -20,6 +20,9 @@ import numpy as np
 from numba import cfunc, from_dtype, njit, types
 from numba.core.compiler_lock import global_compiler_lock
 
+if not Path(__file__).is_file():  # kernels on disk are known by their sources
+    raise ImportError(f"fastconv runs from a folder, not from an archive: unpack, or install, {Path(__file__).parent}")
+
 OPTIONS = {"cache": True, "error_model": "numpy", "boundscheck": False, "fastmath": False}
 
 
