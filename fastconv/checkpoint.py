@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from fastconv.arrays import plain
+from fastconv.free_memory import free_bytes
 from fastconv.nn.module import Module
 from fastconv.sizes import shown
 
 _SUFFIXES = (".npz", ".safetensors")
+_BOMB = 50  # times that weights never shrink by
 
 
 def save(state_dict: Module | Mapping[str, Any], path: str | os.PathLike) -> None:
@@ -75,7 +77,8 @@ def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
     FileNotFoundError
         If there is no such file.
     ValueError
-        For another ending, or a file that is damaged or holds what NumPy has no type for.
+        For another ending, or a file that is damaged, holds what is no array or what NumPy has no type for, or
+        would unpack to far more than its size and than there is memory.
     ImportError
         If safetensors is needed and not installed.
     """
@@ -91,7 +94,22 @@ def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
+        # zipfile never reads more of a member than the size that is noted for it.
+        size = sum(member.file_size for member in archive.zip.infolist())
+        free = free_bytes()
+        if size > _BOMB * path.stat().st_size and free is not None and size > free:
+            raise ValueError(f"it unpacks to {size} bytes, more than the {free} that are free")
+        return {name: _array(archive, name) for name in archive.files}
+
+
+def _array(archive: Any, name: str) -> np.ndarray:
+    try:
+        array = archive[name]
+    except Exception as error:
+        raise ValueError(f"{name!r}: {error}") from error
+    if not isinstance(array, np.ndarray):  # a member of another kind comes as bytes
+        raise ValueError(f"{name!r} is no array")
+    return array
 
 
 def _read_safetensors(safetensors: Any, path: Path) -> dict[str, np.ndarray]:

@@ -26,6 +26,9 @@ from numba.core.sigutils import normalize_signature
 
 from fastconv.jit_cache import cache_of
 
+if not Path(__file__).is_file():  # kernels on disk are known by their sources
+    raise ImportError(f"fastconv runs from a folder, not from an archive: unpack, or install, {Path(__file__).parent}")
+
 OPTIONS = {"error_model": "numpy", "boundscheck": False, "fastmath": False}
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "fastconv"
+import fastconv
+
+PACKAGE = Path(fastconv.__file__).parent
 
 # A module imports from its own row and from those above. A name stands for a module or a package.
 ORDER = [
