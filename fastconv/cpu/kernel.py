@@ -13,6 +13,7 @@ import numpy as np
 
 from fastconv.algorithms import Params
 from fastconv.arrays import dense_strides, empty
+from fastconv.cpu.denormals import Mode
 from fastconv.cpu.host import host
 from fastconv.cpu.launch import Launcher, conv_launcher, workspace
 from fastconv.cpu.pack import Packed, Packer
@@ -148,7 +149,7 @@ class Launch:
             new = workspace(self.slab, self._threads)
             memory = new.ctypes.data, new
         if self._serial is not None:
-            self._serial(self._address, x, second, third, out, memory[0], self.slab, *self._tail)
+            self._serial(self._address, x, second, third, out, memory[0], self.slab, *self._tail, Mode.bits)
         else:
             arrays, threads = (x, second, third, out), usable_threads(self._threads)
             self._launcher(self._address, arrays, memory[0], self.slab, *self._tail, threads)

@@ -19,6 +19,7 @@ from numba import prange, types
 from numba.extending import intrinsic
 
 from fastconv.arrays import aligned
+from fastconv.cpu.denormals import Mode, enter, leave
 from fastconv.cpu.memory import call, ints
 from fastconv.cpu.threads import usable_threads
 from fastconv.jit import inline, jit, source_stamp
@@ -45,10 +46,12 @@ def _begin(scratch, slab):
 
 
 @inline
-def _serially(function, arrays, scratch, slab, geometry, jobs):
+def _serially(function, arrays, scratch, slab, geometry, jobs, mode):
     _begin(scratch, slab)
+    before = enter(mode)
     for index in range(jobs):
         call(function, (*arrays, scratch, geometry, index))
+    leave(mode, before)
 
 
 @inline
@@ -58,8 +61,9 @@ def first_job(thread, jobs, threads):
 
 
 @inline
-def _in_ranges(function, arrays, scratch, slab, geometry, counters, jobs, thread, threads):
+def _in_ranges(function, arrays, scratch, slab, geometry, counters, jobs, thread, threads, mode):
     _begin(scratch, slab)
+    before = enter(mode)
     for turn in range(threads):
         owner = (thread + turn) % threads
         counter, last = counters + COUNTER_BYTES * owner, first_job(owner + 1, jobs, threads)
@@ -67,6 +71,7 @@ def _in_ranges(function, arrays, scratch, slab, geometry, counters, jobs, thread
         while index < last:
             call(function, (*arrays, scratch, geometry, index))
             index = fetch_add(counter, 1)
+    leave(mode, before)
 
 
 @inline
@@ -94,9 +99,9 @@ class Launcher:
     ----------
     arrays : tuple of Numba types
     serial, parallel : callable
-        ``serial(function, *arrays, scratch, slab, geometry, jobs)`` and
-        ``parallel(function, *arrays, workspace, slab, geometry, jobs, threads)``, to be compiled: `slab` is
-        the scratch of one thread in bytes, for `workspace` see there.
+        ``serial(function, *arrays, scratch, slab, geometry, jobs, mode)`` and
+        ``parallel(function, *arrays, workspace, slab, geometry, jobs, threads, mode)``, to be compiled: `slab` is
+        the scratch of one thread in bytes, for `workspace` see there; `mode` has the bits of a `denormals.Mode`.
     """
 
     def __init__(self, arrays: tuple, serial: Callable, parallel: Callable) -> None:
@@ -105,26 +110,26 @@ class Launcher:
     @cached_property
     def serial(self) -> Any:
         """The compiled function for this thread alone."""
-        return jit(types.void(types.int64, *self._arrays, *[types.int64] * 4))(self._serial)
+        return jit(types.void(types.int64, *self._arrays, *[types.int64] * 5))(self._serial)
 
     @cached_property
     def parallel(self) -> Any:
         """The compiled function for several threads."""
-        return jit(types.void(types.int64, *self._arrays, *[types.int64] * 5), parallel=True)(self._parallel)
+        return jit(types.void(types.int64, *self._arrays, *[types.int64] * 6), parallel=True)(self._parallel)
 
     def __call__(
         self, function: int, arrays: tuple, memory: int, slab: int, geometry: int, jobs: int, threads: int
     ) -> None:
         """Run `jobs` jobs of the kernel at the address `function`; `memory` is the address of a `workspace`."""
         if threads == 1:
-            self.serial(function, *arrays, memory, slab, geometry, jobs)
+            self.serial(function, *arrays, memory, slab, geometry, jobs, Mode.bits)
         elif _Layer.workqueue is False:
-            self.parallel(function, *arrays, memory, slab, geometry, jobs, threads)
+            self.parallel(function, *arrays, memory, slab, geometry, jobs, threads, Mode.bits)
         else:
             # Numba's workqueue layer, the only one that is always there, aborts the process when two threads
             # start parallel regions at the same time (numba#8563), so with it they take turns.
             with _one_at_a_time:
-                self.parallel(function, *arrays, memory, slab, geometry, jobs, threads)
+                self.parallel(function, *arrays, memory, slab, geometry, jobs, threads, Mode.bits)
             _Layer.workqueue = numba.threading_layer() == "workqueue"
 
 
@@ -150,19 +155,19 @@ def lp_launcher(dtype: str) -> Launcher:
 def _image_launcher(dtype: str, second: types.Array, third: types.Array | None = None) -> Launcher:
     stamp = source_stamp()
 
-    def serial(function, x, second, third, out, scratch, slab, geometry, jobs):
+    def serial(function, x, second, third, out, scratch, slab, geometry, jobs, mode):
         _ = stamp
         xp, yp, zp = np.int64(x.ctypes.data), np.int64(second.ctypes.data), np.int64(third.ctypes.data)
-        _serially(function, (xp, yp, zp, np.int64(out.ctypes.data)), scratch, slab, geometry, jobs)
+        _serially(function, (xp, yp, zp, np.int64(out.ctypes.data)), scratch, slab, geometry, jobs, mode)
 
-    def parallel(function, x, second, third, out, workspace, slab, geometry, jobs, threads):
+    def parallel(function, x, second, third, out, workspace, slab, geometry, jobs, threads, mode):
         _ = stamp
         xp, yp, zp = np.int64(x.ctypes.data), np.int64(second.ctypes.data), np.int64(third.ctypes.data)
         arrays = (xp, yp, zp, np.int64(out.ctypes.data))
         _start_counters(workspace, jobs, threads)
         for thread in prange(threads):
             scratch = workspace + threads * COUNTER_BYTES + np.int64(thread) * slab
-            _in_ranges(function, arrays, scratch, slab, geometry, workspace, jobs, np.int64(thread), threads)
+            _in_ranges(function, arrays, scratch, slab, geometry, workspace, jobs, np.int64(thread), threads, mode)
 
     real = getattr(types, dtype)
     image, flat = types.Array(real, 4, "A", readonly=True), types.Array(real, 1, "C", readonly=True)
@@ -174,16 +179,16 @@ def _record_launcher() -> Launcher:
     """For `fastconv.jit.record_kernel`s, which find their arrays in the record."""
     stamp = source_stamp()
 
-    def serial(function, scratch, slab, record, jobs):
+    def serial(function, scratch, slab, record, jobs, mode):
         _ = stamp
-        _serially(function, (), scratch, slab, record, jobs)
+        _serially(function, (), scratch, slab, record, jobs, mode)
 
-    def parallel(function, workspace, slab, record, jobs, threads):
+    def parallel(function, workspace, slab, record, jobs, threads, mode):
         _ = stamp
         _start_counters(workspace, jobs, threads)
         for thread in prange(threads):
             scratch = workspace + threads * COUNTER_BYTES + np.int64(thread) * slab
-            _in_ranges(function, (), scratch, slab, record, workspace, jobs, np.int64(thread), threads)
+            _in_ranges(function, (), scratch, slab, record, workspace, jobs, np.int64(thread), threads, mode)
 
     return Launcher((), serial, parallel)
 
