@@ -146,7 +146,7 @@ from fastconv.cpu import denormals
 @numba.njit(parallel=True)
 def words(found):
     for thread in numba.prange(len(found)):
-        found[thread] = denormals.control_word()
+        found[thread] = denormals.control_word() & ~63  # but for what happened to be inexact or too small
 
 def compute(flushed):
     fastconv.set_flush_denormal(flushed)
