@@ -3,6 +3,7 @@
 from fastconv import grad, nn, optim
 from fastconv._version import __version__
 from fastconv.checkpoint import load, save
+from fastconv.cpu.denormals import set_flush_denormal
 from fastconv.cpu.threads import threads
 from fastconv.descriptor import parse
 from fastconv.dispatch import WisdomError, set_mode
@@ -53,6 +54,7 @@ __all__ = [
     "random_horizontal_flip",
     "save",
     "set_float32_precision",
+    "set_flush_denormal",
     "set_mode",
     "summary",
     "threads",

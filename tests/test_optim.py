@@ -211,3 +211,14 @@ def test_a_step_makes_inference_use_the_new_weights() -> None:
     optim.SGD(layer.parameters(), lr=1).step()
     assert not np.allclose(layer.eval()(x), old)
     np.testing.assert_allclose(layer(x), layer.train()(x), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name, options in RULES.items() if "weight_decay" not in options])
+def test_an_infinite_parameter_does_not_become_nan(name: str) -> None:
+    parameter = nn.Parameter(np.array([np.inf, -np.inf, 1.0]))
+    optimizer = make(name, [parameter])
+    for _ in range(2):
+        parameter.grad = np.full(3, 0.5)
+        optimizer.step()
+    assert parameter.value[:2].tolist() == [np.inf, -np.inf]  # there is no decay for 0 * inf to come from
+    assert np.isfinite(parameter.value[2])

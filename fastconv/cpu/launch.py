@@ -20,6 +20,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from fastconv.arrays import aligned
+from fastconv.cpu.denormals import Mode, enter, leave
 from fastconv.cpu.memory import call, data_of, words
 from fastconv.cpu.threads import check_stacks, usable_threads
 from fastconv.jit import CFunction, address_kernel, inline, jit, source_stamp
@@ -59,10 +60,12 @@ def _begin(scratch, slab):
 
 
 @inline
-def _serially(function, arrays, scratch, slab, geometry, jobs):
+def _serially(function, arrays, scratch, slab, geometry, jobs, mode):
     _begin(scratch, slab)
+    before = enter(mode)
     for index in range(jobs):
         call(function, (*arrays, scratch, geometry, index))
+    leave(mode, before)
 
 
 @inline
@@ -72,10 +75,11 @@ def first_job(thread, jobs, threads):
 
 
 @inline
-def _in_ranges(function, arrays, workspace, slab, geometry, jobs, thread, threads):
+def _in_ranges(function, arrays, workspace, slab, geometry, mode, jobs, thread, threads):
     counters = workspace + _HEAD_BYTES
     scratch = counters + threads * COUNTER_BYTES + thread * slab
     _begin(scratch, slab)
+    before = enter(mode)
     for turn in range(threads):
         owner = (thread + turn) % threads
         counter, last = counters + COUNTER_BYTES * owner, first_job(owner + 1, jobs, threads)
@@ -83,6 +87,7 @@ def _in_ranges(function, arrays, workspace, slab, geometry, jobs, thread, thread
         while index < last:
             call(function, (*arrays, scratch, geometry, index))
             index = fetch_add(counter, 1)
+    leave(mode, before)
 
 
 @inline
@@ -139,9 +144,10 @@ class Launcher:
     Parameters
     ----------
     worker, serial, parallel : callable
-        To be compiled: ``serial(function, *arrays, scratch, slab, geometry, jobs)``, and
-        ``parallel(region, limit, worker, function, *arrays, workspace, slab, geometry, jobs, threads)``, which has
-        the threads of a `workspace` run ``worker(args, count, steps, data)``.
+        To be compiled: ``serial(function, *arrays, scratch, slab, geometry, jobs, mode)``, and
+        ``parallel(region, limit, worker, function, *arrays, workspace, slab, geometry, mode, jobs, threads)``, which
+        has the threads of a `workspace` run ``worker(args, count, steps, data)``. `mode` has the bits of a
+        `denormals.Mode`.
     arrays : int
     """
 
@@ -151,12 +157,12 @@ class Launcher:
     @cached_property
     def serial(self) -> Any:
         """The compiled function for this thread alone."""
-        return jit(self._serial, types.void(*[types.int64] * (5 + self._arrays)))
+        return jit(self._serial, types.void(*[types.int64] * (6 + self._arrays)))
 
     @cached_property
     def parallel(self) -> Any:
         """The compiled function for several threads."""
-        return jit(self._parallel, types.void(*[types.int64] * (9 + self._arrays)))
+        return jit(self._parallel, types.void(*[types.int64] * (10 + self._arrays)))
 
     def __call__(
         self, function: int, arrays: tuple, memory: int, slab: int, geometry: int, jobs: int, threads: int
@@ -164,14 +170,14 @@ class Launcher:
         """Run `jobs` jobs of the kernel at the address `function`; `memory` is the address of a `workspace`."""
         ids = map(id, arrays)
         if threads == 1:
-            self.serial(function, *ids, memory, slab, geometry, jobs)
+            self.serial(function, *ids, memory, slab, geometry, jobs, Mode.bits)
             return
         start = (*_threading_layer(), self._worker.address, function)
         if _takes_turns():
             with _one_at_a_time:
-                self.parallel(*start, *ids, memory, slab, geometry, jobs, threads)
+                self.parallel(*start, *ids, memory, slab, geometry, Mode.bits, jobs, threads)
         else:
-            self.parallel(*start, *ids, memory, slab, geometry, jobs, threads)
+            self.parallel(*start, *ids, memory, slab, geometry, Mode.bits, jobs, threads)
 
 
 @cache
@@ -185,17 +191,17 @@ def image_launcher() -> Launcher:
         task, first = words(data), words(args)[0]
         arrays = (task[4], task[5], task[6], task[7])
         for thread in range(first, first + words(count)[0]):
-            _in_ranges(task[3], arrays, task[8], task[9], task[10], task[11], thread, task[12])
+            _in_ranges(task[3], arrays, task[8], task[9], task[10], task[11], task[12], thread, task[13])
 
-    def serial(function, x, second, third, out, scratch, slab, geometry, jobs):
+    def serial(function, x, y, z, out, scratch, slab, geometry, jobs, mode):
         _ = stamp
-        arrays = (data_of(x), data_of(second), data_of(third), data_of(out))
-        _serially(function, arrays, scratch, slab, geometry, jobs)
+        arrays = (data_of(x), data_of(y), data_of(z), data_of(out))
+        _serially(function, arrays, scratch, slab, geometry, jobs, mode)
 
-    def parallel(region, limit, worker, function, x, second, third, out, workspace, slab, geometry, jobs, threads):
+    def parallel(region, limit, worker, function, x, y, z, out, workspace, slab, geometry, mode, jobs, threads):
         _ = stamp
-        arrays = (data_of(x), data_of(second), data_of(third), data_of(out))
-        _launch(region, limit, worker, workspace, (function, *arrays, workspace, slab, geometry, jobs, threads))
+        arrays = (data_of(x), data_of(y), data_of(z), data_of(out))
+        _launch(region, limit, worker, workspace, (function, *arrays, workspace, slab, geometry, mode, jobs, threads))
 
     return Launcher(worker, serial, parallel, 4)
 
@@ -210,15 +216,15 @@ def _record_launcher() -> Launcher:
         _ = stamp
         task, first = words(data), words(args)[0]
         for thread in range(first, first + words(count)[0]):
-            _in_ranges(task[3], (), task[4], task[5], task[6], task[7], thread, task[8])
+            _in_ranges(task[3], (), task[4], task[5], task[6], task[7], task[8], thread, task[9])
 
-    def serial(function, scratch, slab, record, jobs):
+    def serial(function, scratch, slab, record, jobs, mode):
         _ = stamp
-        _serially(function, (), scratch, slab, record, jobs)
+        _serially(function, (), scratch, slab, record, jobs, mode)
 
-    def parallel(region, limit, worker, function, workspace, slab, record, jobs, threads):
+    def parallel(region, limit, worker, function, workspace, slab, record, mode, jobs, threads):
         _ = stamp
-        _launch(region, limit, worker, workspace, (function, workspace, slab, record, jobs, threads))
+        _launch(region, limit, worker, workspace, (function, workspace, slab, record, mode, jobs, threads))
 
     return Launcher(worker, serial, parallel, 0)
 

@@ -67,7 +67,9 @@ def _compiled(RULE: int, char: str, stamp: str) -> Any:
         decay, share, eps, correction = g.decay, g.share, g.eps, g.correction
         for i in range(min(CHUNK, g.count - start)):
             value = get(values, i, ITEM)
-            grad = get(grads, i, ITEM) + weight_decay * value
+            grad = get(grads, i, ITEM)
+            if weight_decay != 0:  # 0 * inf would be NaN
+                grad += weight_decay * value
             if RULE == SGD:
                 move = grad
             elif RULE in (SGD_MOMENTUM, SGD_NESTEROV):

@@ -60,7 +60,9 @@ def update_kernel(rule: int, dtype: str) -> Kernel:
         i, step = cuda.grid(1), cuda.gridsize(1)
         while i < count:
             value = values[i]
-            grad = grads[i] + c.weight_decay * value
+            grad = grads[i]
+            if c.weight_decay != 0:  # 0 * inf would be NaN
+                grad += c.weight_decay * value
             if rule == SGD:
                 move = grad
             elif rule in (SGD_MOMENTUM, SGD_NESTEROV):
