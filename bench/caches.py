@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +64,8 @@ def forked(work: Callable[[], int]) -> int:
     code = 99
     try:
         code = work()
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)
 
