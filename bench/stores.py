@@ -131,7 +131,10 @@ def one_round(kills: int, works: tuple[Work, ...], rng: random.Random) -> dict[s
 
 def opened_damaged() -> int:
     """1 if the store cannot be opened, or has a damaged line, amid the writers."""
-    return int(wisdom.rows(wisdom.require())[1] > 0)
+    _, damaged, first = wisdom.rows(wisdom.require())
+    if damaged:
+        print(f"line {first} is damaged", file=sys.stderr)
+    return int(damaged > 0)
 
 
 def found(reported: set[str]) -> dict[str, Any]:
@@ -223,11 +226,15 @@ def interrupted(times: int) -> dict[str, Any]:
         results = [json.loads(line) for line in lines.splitlines() if line.endswith("}")]
         measured = {one["problem"] for one in results if one["status"] == "measured"}
         again += len(measured & before)
-        bad += not measured <= {known.problem for known in wisdom.entries()}
+        if not measured <= {known.problem for known in wisdom.entries()}:
+            print("not stored:", measured, errors, file=sys.stderr)
+            bad += 1
         if child.returncode:
             stops[name] += 1
             expected = (130, "fastconv: interrupted" in errors) if name == "SIGINT" else (-signal.SIGKILL, True)
-            bad += (child.returncode, "Traceback" not in errors) != expected
+            if (child.returncode, "Traceback" not in errors) != expected:
+                print(child.returncode, errors, file=sys.stderr)
+                bad += 1
     return {"wrong": bad + again, **stops, "measured again": again}
 
 

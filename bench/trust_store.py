@@ -26,7 +26,8 @@ _CACHES = (
     "unwritable", "full",
 )  # fmt: skip
 _BIG = ("a line of 20 MB", "a line of 100 MB", "1 GB of zeros", "1 GB of lines", "1 GB of rows")
-_COUNTS = {"killed, with export and merge": 50, "interrupted": 20, "cleared": 200, "together": 8}
+_COUNTS = {"killed, with export and merge": 30, "interrupted": 12, "cleared": 100, "together": 8}
+_COUNTS |= {"damaged": 40, "damaged, Numba alone": 40}
 _PREFACE = """\
 Written by `python bench/trust_store.py --markdown docs/trust.md`, not by hand:
 {cpu}, {threads} threads, {versions}, {date}.

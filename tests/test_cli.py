@@ -85,7 +85,7 @@ def test_tune_interrupted(monkeypatch):
     monkeypatch.setattr(search, "tune_one", interrupted)
     result = run("tune", TINY, POOL, code=130)
     assert "quick rows=1" in result.stdout
-    assert "interrupted; kept 1 of 2 problems" in result.stderr
+    assert "kept 1 of 2 problems, run again for the others" in result.stderr
 
 
 def test_tune_on_a_busy_machine(monkeypatch):
@@ -298,7 +298,18 @@ def test_control_c_ends_any_command(monkeypatch, arguments, module, name):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, name, interrupted)
-    assert "fastconv: interrupted" in run(*arguments, code=130).stderr
+    assert run(*arguments, code=130).stdout == ""
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(130)])
+def test_main_says_that_it_was_interrupted(monkeypatch, capsys, error):
+    def interrupted():
+        raise error
+
+    monkeypatch.setattr("fastconv.cli.commands.app", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        fastconv.cli.main()
+    assert (stopped.value.code, capsys.readouterr().err) == (130, "fastconv: interrupted\n")
 
 
 def test_info_where_no_kernel_can_be_kept(monkeypatch):

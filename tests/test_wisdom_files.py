@@ -260,6 +260,21 @@ def test_what_follows_a_line_without_an_end(path, tail, rows):
     assert (len(found), damaged) == (rows, int(len(tail) > lines.LONGEST))
 
 
+def test_a_line_that_takes_the_place_of_a_torn_one_is_no_damage(path, monkeypatch):
+    wisdom.append(entry())
+    read, looks = lines.read, []
+
+    def read_amid(*arguments):
+        looks.append(path.stat())
+        yield from read(*arguments)
+        if len(looks) == 1:  # half of the torn line, and half of the new one
+            os.utime(path, ns=(0, 0))
+            yield 2, b'{"problem":"n1c3h4"}\n'
+
+    monkeypatch.setattr(lines, "read", read_amid)
+    assert [len(wisdom.rows(path)[0]), *wisdom.rows(path)[1:], len(looks)] == [1, 0, 0, 3]
+
+
 def test_of_a_large_file_the_end_is_read(path, monkeypatch):
     for _ in range(20):
         wisdom.append(entry())

@@ -16,6 +16,8 @@ def main() -> None:
         from fastconv.cli.commands import app
 
         app()
-    except KeyboardInterrupt:  # while the commands are imported
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code != 130:
+            raise
         print("fastconv: interrupted", file=sys.stderr)
         raise SystemExit(130) from None

@@ -128,7 +128,7 @@ def tune(
     if disturbed := sum(result.disturbed for result in results):
         note(f"other programs used the CPU while {disturbed} problem(s) were measured; --retune when they are done")
     if interrupted:
-        note(f"interrupted; kept {len(results)} of {len(wanted)} problems, run again for the others")
+        note(f"kept {len(results)} of {len(wanted)} problems, run again for the others")
         raise typer.Exit(130)
     if any(result.status == "failed" for result in results):
         raise typer.Exit(1)

@@ -33,8 +33,7 @@ def user_errors() -> Iterator[None]:
     except (ImportError, OSError) as error:
         note(str(error))
         raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        note("interrupted")
+    except KeyboardInterrupt:  # `fastconv.cli.main` says so
         raise typer.Exit(130) from None
 
 

@@ -136,16 +136,20 @@ def rows(store: Path, regular: bool = True) -> tuple[list[Row], int, int]:
     OSError
         If the file cannot be read, or, if it has to be a regular one, is something else.
     """
-    found, damaged, first = [], 0, 0
-    for number, line in lines.read(store, regular):
-        row = _readable(line)
-        if row is not None:
-            found.append(row)
-        elif line is None or line.endswith(b"\n"):
-            damaged, first = damaged + 1, first or number
+    for _ in range(_LOOKS if regular else 1):
+        before, found, damaged, first = _state(store), [], 0, 0
+        for number, line in lines.read(store, regular):
+            row = _readable(line)
+            if row is not None:
+                found.append(row)
+            elif line is None or line.endswith(b"\n"):
+                damaged, first = damaged + 1, first or number
+        if not damaged or _state(store) == before:
+            break  # else a writer may have put its line in the place of a torn one, half of which was read
     return sorted(found, key=lambda row: row.entry.time), damaged, first
 
 
+_LOOKS = 3  # at a file that is damaged and changes
 _EMPTY: dict[tuple[str, int], Entry] = {}
 
 
