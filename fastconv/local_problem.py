@@ -27,7 +27,9 @@ class LocalProblem:
     conv: ConvProblem
 
     @classmethod
-    def create(cls, x_shape: tuple, weight_shape: tuple, **rest: Any) -> LocalProblem:
+    def create(
+        cls, x_shape: tuple, weight_shape: tuple, *, names: tuple[str, str] = ("x", "weight"), **rest: Any
+    ) -> LocalProblem:
         """Build and check a problem from shapes (N, C, H, W) and (K, C, R, S, OH, OW).
 
         Other arguments are those of `ConvProblem.create`.
@@ -38,11 +40,11 @@ class LocalProblem:
             Names the argument, its value and what would do.
         """
         if len(weight_shape) != 6:
-            raise ValueError(f"weight must have 6 axes (K, C, R, S, OH, OW), got shape {tuple(weight_shape)}")
-        problem = cls(ConvProblem.create(x_shape, tuple(weight_shape[:4]), **rest))
+            raise ValueError(f"{names[1]} must have 6 axes (K, C, R, S, OH, OW), got shape {tuple(weight_shape)}")
+        problem = cls(ConvProblem.create(x_shape, tuple(weight_shape[:4]), names=names, **rest))
         if problem.weight_shape != tuple(weight_shape):
             raise ValueError(
-                f"weight must have shape {problem.weight_shape}, its last two axes the size of the result, "
+                f"{names[1]} must have shape {problem.weight_shape}, its last two axes the size of the result, "
                 f"got {tuple(weight_shape)}"
             )
         return problem

@@ -99,9 +99,11 @@ class ConvProblem:
     @classmethod
     def create(
         cls, x_shape: tuple, weight_shape: tuple, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
-        groups: int = 1, **rest: Any,
+        groups: int = 1, names: tuple[str, str] = ("x", "weight"), **rest: Any,
     ) -> ConvProblem:  # fmt: skip
         """Build and check a problem from shapes (N, C, H, W) and (K, C/groups, R, S).
+
+        `names` is what error messages call the arrays of these shapes.
 
         Raises
         ------
@@ -113,17 +115,17 @@ class ConvProblem:
         for shape, name in ((x_shape, "x_shape"), (weight_shape, "weight_shape")):
             as_size(shape, name, None)
         if len(x_shape) != 4:
-            raise ValueError(f"x must have 4 axes (N, C, H, W) or 3 (C, H, W), got shape {tuple(x_shape)}")
+            raise ValueError(f"{names[0]} must have 4 axes (N, C, H, W) or 3 (C, H, W), got shape {tuple(x_shape)}")
         if len(weight_shape) != 4:
-            raise ValueError(f"weight must have 4 axes (K, C/groups, R, S), got shape {tuple(weight_shape)}")
-        kernel = pair(tuple(weight_shape[2:]), "weight's kernel size", least=1)
+            raise ValueError(f"{names[1]} must have 4 axes (K, C/groups, R, S), got shape {tuple(weight_shape)}")
+        kernel = pair(tuple(weight_shape[2:]), f"{names[1]}'s kernel size", least=1)
         strides, dilations = pair(stride, "stride", least=1), pair(dilation, "dilation", least=1)
         pads = padding_pairs(padding, kernel, strides, dilations)
         channels, filters = int(x_shape[1]), int(weight_shape[0])
-        _check_groups(groups, channels, filters, int(weight_shape[1]))
+        _check_groups(groups, channels, filters, int(weight_shape[1]), names)
         _check_choice("memory_format", rest.get("memory_format", "contiguous"), tuple(_FORMAT_WORD))
         sizes = {"channels": channels, "height": int(x_shape[2]), "width": int(x_shape[3])}
-        _check_sizes(int(x_shape[0]), **sizes, **{"weight's filters": filters})
+        _check_sizes(int(x_shape[0]), **sizes, **{f"{names[1]}'s filters": filters})
         _check_arithmetic(**rest)
         if (activation := rest.get("activation")) is not None:
             _check_choice("activation", activation, ACTIVATIONS)
@@ -328,15 +330,16 @@ def _check_direction(direction: str = "forward", **rest: Any) -> None:
         raise ValueError(f"direction {direction!r} is of the convolution alone, got {', '.join(fused)} with it")
 
 
-def _check_groups(groups: Any, channels: int, filters: int, channels_per_group: int) -> None:
+def _check_groups(groups: Any, channels: int, filters: int, channels_per_group: int, names: tuple[str, str]) -> None:
+    x, weight = names
     check_positive(groups, "groups")
     if channels % groups or filters % groups:
         raise ValueError(
-            f"groups must divide the channels of x ({channels}) and the filters of weight ({filters}), "
+            f"groups must divide the channels of {x} ({channels}) and the filters of {weight} ({filters}), "
             f"got {shown(groups)}"
         )
     if channels // groups != channels_per_group:
         raise ValueError(
-            f"weight has {channels_per_group} channels per filter, but x has {channels} channels in {groups} "
+            f"{weight} has {channels_per_group} channels per filter, but {x} has {channels} channels in {groups} "
             f"group(s): {channels // groups} are needed"
         )

@@ -160,7 +160,7 @@ def guarded(array: np.ndarray, end: bool = True) -> np.ndarray:
 
     Reading or writing there kills the process. Where pages cannot be protected this is a copy.
     """
-    turned = tuple(slice(None, None, -1 if step < 0 else 1) for step in array.strides)
+    turned = (..., *(slice(None, None, -1 if step < 0 else 1) for step in array.strides))
     straight = array[turned]
     extent = sum((n - 1) * s for n, s in zip(straight.shape, straight.strides, strict=True)) + array.itemsize
     extent = extent if array.size else 0

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastconv.dispatch import on_forget
 
-_MOST = 4096
+_MOST = 512  # as many as kernels are kept: these hold on to kernels, with their tables and workspaces
 
 
 class CallCache(dict):

@@ -150,8 +150,11 @@ def input_gradient(
 def gradient_problem(
     direction: str, in_shape: tuple[int, ...], weight_shape: tuple[int, ...], grad_output: Any, options: tuple,
     named: tuple[str, str], bias: bool = False, format: Any = None, device: str = "cpu",
+    names: tuple[str, str] | None = None,
 ) -> ConvProblem:  # fmt: skip
     """The problem of a gradient, checked against the shape of `grad_output`.
+
+    Messages call the gradient and the input as `named` says, and input and weights as `names` does, if given.
 
     Raises
     ------
@@ -162,6 +165,7 @@ def gradient_problem(
     problem = ConvProblem.create(
         in_shape, weight_shape, stride=stride, padding=padding, dilation=dilation, groups=groups, bias=bias,
         dtype=str(grad_output.dtype), memory_format=format or memory_format(grad_output), direction=direction,
+        names=names or (named[1], "weight"),
         device=device, precision=precision_of(str(grad_output.dtype)) if device == "cuda" else "ieee",
     )  # fmt: skip
     if problem.out_shape != grad_output.shape:

@@ -109,7 +109,14 @@ def conv2d_weight(
     except (KeyError, TypeError):  # TypeError: a list among the arguments
         named = ("grad_output", "input of shape")
         problem = gradient_problem(
-            "backward_weight", image.shape, shape, gradient, options, named, format=memory_format(image)
+            "backward_weight",
+            image.shape,
+            shape,
+            gradient,
+            options,
+            named,
+            format=memory_format(image),
+            names=("input", "weight_size"),
         )
         kernel = kernel_for(problem, algorithm)[0]
         _calls.remember(key, kernel)

@@ -14,6 +14,7 @@ from fastconv.problem import MemoryFormat
 from fastconv.sizes import as_size
 
 _calls = CallCache()
+_NAMES = {"backward_input": ("input_size", "weight"), "backward_weight": ("input", "weight_size")}
 
 
 def locally_connected2d_input(
@@ -124,7 +125,7 @@ def _kernel(
         stride, padding, dilation = options
         problem: Any = LocalProblem.create(
             shape, weight_shape, stride=stride, padding=padding, dilation=dilation, dtype=str(grad.dtype),
-            memory_format=format, direction=direction,
+            memory_format=format, direction=direction, names=_NAMES[direction],
         )  # fmt: skip
         if grad.shape != problem.out_shape:
             raise ValueError(

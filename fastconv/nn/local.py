@@ -50,7 +50,8 @@ class LocallyConnected2d(Convolution):
         in_channels, out_channels = int(in_channels), int(out_channels)
         strides, dilations = pair(stride, "stride", least=1), pair(dilation, "dilation", least=1)
         pads = padding_pairs(padding, kernel, strides, dilations)
-        sizes = zip(pair(input_size, "input_size", least=1), kernel, pads, strides, dilations, strict=True)
+        self.input_size = pair(input_size, "input_size", least=1)
+        sizes = zip(self.input_size, kernel, pads, strides, dilations, strict=True)
         height, width = (conv_output_size(*axis) for axis in sizes)
         self.weight, self.bias = kaiming_parameters(
             (out_channels, in_channels, *kernel, height, width), (out_channels, height, width),
@@ -61,6 +62,8 @@ class LocallyConnected2d(Convolution):
     def forward(self, x: np.ndarray) -> np.ndarray:
         """(N, in_channels, H, W) to (N, out_channels, Ho, Wo)."""
         x = as_floats(x, "x", (4,), beside=self.weight.value, what="weight")
+        if tuple(x.shape[2:]) != self.input_size:
+            raise ValueError(f"x must have the layer's height and width {self.input_size}, got {tuple(x.shape)}")
         return self.keep_input(x, locally_connected2d(x, self.weight.value, self.bias_value, *self.options))
 
     def weight_gradient(self, x: np.ndarray, grad_output: np.ndarray) -> np.ndarray:

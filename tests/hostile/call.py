@@ -71,7 +71,8 @@ def build(
     arguments : mapping
         By name; arrays as plain ones.
     kinds : mapping
-        What each argument is: "array", "small" (an array that must not become huge), or a key of `KINDS`; what is not in it is left alone.
+        What each argument is: "array", "small" (an array that must not become huge), or a key of `KINDS`; what is
+        not in it is left alone.
     also : tuple of str
         Names that refusals may use besides those of the parameters.
     tame : bool

@@ -1,9 +1,10 @@
 """A process that makes calls until one ends wrongly, or kills it.
 
-    python tests/hostile/child.py NAME FIRST COUNT STATE
+    python -m hostile.child NAMES FIRST COUNT STATE SECONDS
 
-Calls FIRST to FIRST + COUNT of a function of the inventory. The number of the call at hand is in the file STATE, so
-that it is known which one killed the process. Prints JSON: endings, the slowest call, and what was wrong.
+Calls FIRST to FIRST + COUNT of functions of the inventory, or COUNT of them that Hypothesis makes if FIRST is that
+word. The number of the call at hand is in the file STATE, so that it is known which one killed the process. Prints
+JSON: endings, the slowest call, and what was wrong.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ import resource
 import signal
 import struct
 import sys
+import time
 import warnings
+from functools import partial
+from itertools import product
 from pathlib import Path
 from random import Random
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from hostile.inventory import INVENTORY
 from hostile.judge import Ending, judge
@@ -42,15 +47,16 @@ def limit_memory(room: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + room, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
-def calls(name: str, first: int, count: int, state: Path) -> dict[str, Any]:
-    """Make the calls, and count how they ended."""
+def calls(names: list[str], first: int, count: int, state: Path, seconds: float) -> dict[str, Any]:
+    """Make the calls of each function, for so many seconds at most, and count how they ended."""
     with open(state, "w+b") as file:
         file.write(bytes(8))
         file.flush()
         here = mmap.mmap(file.fileno(), 8)
     endings = dict.fromkeys(Ending, 0)
     found: dict[str, Any] = {"wrong": [], "slowest": 0.0}
-    for number in range(first, first + count):
+    end = time.monotonic() + seconds
+    for name, number in product(names, range(first, first + count)):
         here[:] = struct.pack("q", number)
         signal.alarm(_HANG)
         call = INVENTORY[name](Random(f"{name} {number}"))
@@ -58,18 +64,43 @@ def calls(name: str, first: int, count: int, state: Path) -> dict[str, Any]:
         endings[verdict.ending] += 1
         found["slowest"] = max(found["slowest"], verdict.seconds)
         if verdict.ending is Ending.WRONG and len(found["wrong"]) < _TOLD:
-            found["wrong"].append([number, verdict.why, call.text()])
-    signal.alarm(0)
+            found["wrong"].append([f"{name} {number}", verdict.why, call.text()])
+        if time.monotonic() > end:
+            break
     return {**found, "endings": {str(e): n for e, n in endings.items()}}
 
 
+def search(names: list[str], examples: int) -> dict[str, Any]:
+    """Let Hypothesis make calls of each function; what is wrong is made as small as it can be."""
+    endings = dict.fromkeys(Ending, 0)
+    wrong = []
+
+    def check(name: str, r: Random) -> None:
+        signal.alarm(_HANG)
+        call = INVENTORY[name](r)
+        verdict = judge(call)
+        endings[verdict.ending] += 1
+        assert verdict.ending is not Ending.WRONG, f"{name}: {verdict.why}\n  {call.text()}"
+
+    options = settings(max_examples=examples, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    for name in names:
+        try:
+            options(given(st.randoms(use_true_random=False))(partial(check, name)))()
+        except AssertionError as error:
+            wrong.append([name, "", str(error)])
+    return {"wrong": wrong, "slowest": 0.0, "endings": {str(e): n for e, n in endings.items()}}
+
+
 def main() -> None:
-    name, first, count, state = sys.argv[1:]
+    names, first, count, state, seconds = sys.argv[1:]
     warnings.simplefilter("ignore")
     faulthandler.enable()
     faulthandler.register(signal.SIGALRM, all_threads=False, chain=True)
     limit_memory(_ROOM)
-    found = calls(name, int(first), int(count), Path(state))
+    if first == "hypothesis":
+        found = search(names.split(","), int(count))
+    else:
+        found = calls(names.split(","), int(first), int(count), Path(state), float(seconds))
     print(json.dumps(found), flush=True)
     os._exit(0)  # memory between protected pages need not be given back
 

@@ -152,7 +152,7 @@ def unfold(x: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride
     columns = np.empty((*image.shape[:2], k[0] * k[1], high * wide))
     for i, j in product(range(k[0]), range(k[1])):
         part = padded[:, :, i * d[0] :, j * d[1] :][:, :, :: s[0], :: s[1]][:, :, :high, :wide]
-        columns[:, :, i * k[1] + j] = part.reshape(*image.shape[:2], -1)
+        columns[:, :, i * k[1] + j] = part.reshape(*image.shape[:2], high * wide)
     matrix = columns.reshape(len(image), image.shape[1] * k[0] * k[1], high * wide)
     return matrix if np.ndim(x) == 4 else matrix[0]
 

@@ -1,0 +1,72 @@
+"""Calls made of bytes that Atheris, a coverage-guided fuzzer, chooses; it needs an environment of its own.
+
+    python -m hostile.guided NAME COUNT
+
+Atheris sees which branches of fastconv's Python a call takes, and makes more calls like those that took a new one. Its
+bytes are Hypothesis's choices (`fuzz_one_input`), so the calls are those of the same generators.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from hostile import process
+
+
+def run(python: Path, name: str, count: int) -> dict[str, Any]:
+    """What came of the calls, in a process of that Python's."""
+    done = process("guided", name, count, python=str(python))
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    found = json.loads(lines[-1]) if lines else {"calls": 0, "wrong": []}
+    if done.returncode:
+        found["wrong"] = [*found["wrong"], f"{name}: exit status {done.returncode}: {done.stderr[-2000:]}"]
+    return found
+
+
+def lines(guided: dict[str, dict[str, Any]]) -> list[str]:
+    """What a page says of it."""
+    if not guided:
+        return []
+    calls, wrong = (sum(f["calls"] for f in guided.values()), sum(len(f["wrong"]) for f in guided.values()))
+    return [
+        f"Atheris chose {calls:,} more calls of {len(guided)} functions by the branches that they took: {wrong} wrong.",
+        "",
+    ]
+
+
+def main() -> None:
+    import atheris
+    from hypothesis import HealthCheck, Phase, given, settings
+    from hypothesis import strategies as st
+
+    name, count = sys.argv[1], int(sys.argv[2])
+    with atheris.instrument_imports(include=["fastconv"]):
+        import fastconv  # noqa: F401
+    from hostile.child import limit_memory
+    from hostile.inventory import INVENTORY
+    from hostile.judge import Ending, judge
+
+    found: dict[str, Any] = {"calls": 0, "wrong": []}
+
+    @settings(database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @given(st.randoms(use_true_random=False))
+    def one(r: Random) -> None:
+        call = INVENTORY[name](r)
+        verdict = judge(call)
+        found["calls"] += 1
+        if verdict.ending is Ending.WRONG:
+            found["wrong"].append(f"{name}: {verdict.why}\n  {call.text()}")
+        if found["calls"] % 100 == 0 or verdict.ending is Ending.WRONG:
+            print(json.dumps(found), flush=True)
+
+    limit_memory(3 << 30)
+    atheris.Setup([sys.argv[0], f"-runs={count}", "-max_len=4096"], one.hypothesis.fuzz_one_input)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
