@@ -23,11 +23,14 @@ from hostile import HOSTILE, load_elsewhere
 from pages import put
 from report import circumstances, table
 
-# Caches, locks, forks, files, the command, arguments; and kernels, of `smoke.py`, with few of them to compile.
-TESTS = (
-    "test_wisdom.py", "test_checkpoint.py", "test_hostile_checkpoints.py", "test_cli.py", "test_geometry.py",
-    "test_problem.py",
-)  # fmt: skip
+# By extra: caches, files, the command, arguments, other packages; kernels are tried by `smoke.py`.
+TESTS = {
+    "test": (
+        "test_wisdom.py", "test_checkpoint.py", "test_hostile_checkpoints.py", "test_cli.py", "test_geometry.py",
+        "test_problem.py", "test_reference.py",
+    ),
+    "cuda-test": ("test_cuda_ptx.py",),
+}  # fmt: skip
 COMPILES = "tune or bench or explain or module or torch"  # tests among them that compile much
 EXTRAS = ("", "tune", "cli", "demo", "safetensors", "cuda")
 CORE = {"fastconv", "numba", "numpy", "llvmlite"}
@@ -37,7 +40,7 @@ WAYS = {
     "`python -O`": ("-O",), "`python -OO`": ("-OO",), "`python -W error`": ("-W", "error"),
     "`python -X dev`": ("-X", "dev"),
 }  # fmt: skip
-_VERSIONS = ["Python", "packages", "numba", "llvmlite", "numpy", "passed", "skipped"]
+_VERSIONS = ["Python", "packages", "numba", "llvmlite", "numpy", "numba-cuda", "passed", "skipped"]
 _EXTRAS = "What an installation pulls in, on the first of these Pythons; `which` leaves out what fastconv alone has:"
 _WAYS = "`bench/smoke.py` run in other ways, on the first of these Pythons with its newest packages:"
 _HOSTILE = """\
@@ -68,6 +71,7 @@ def main() -> None:
             return
         found = [row(work, wheel, python, "highest") for python in pythons]
         found.append(row(work, wheel, pythons[0], "lowest-direct"))
+        found += [row(work, wheel, pythons[0], how, "cuda-test") for how in NAMES]
         tables = [
             introduction(facts), table(_VERSIONS, [cells for _, cells in found], left=2),
             _EXTRAS, table(["installed", "packages", "MiB", "which"], extras(work, wheel, pythons[0])),
@@ -90,25 +94,24 @@ def built(work: Path) -> tuple[Path, dict[str, int]]:
     return wheel, check_wheel(wheel)
 
 
-def row(work: Path, wheel: Path, python: str, how: str) -> tuple[Environment, list[str]]:
+def row(work: Path, wheel: Path, python: str, how: str, extra: str = "test") -> tuple[Environment, list[str]]:
     """An environment of one Python with the oldest or newest packages, and a line on the tests in it."""
-    print(python, how, file=sys.stderr)
-    exact = resolve(python, "test", how)
-    environment = create(work / f"{Path(python).name}-{how}", python, wheel, *exact)
+    print(python, how, extra, file=sys.stderr)
+    environment = create(work / f"{Path(python).name}-{how}-{extra}", python, wheel, *resolve(python, extra, how))
     version = run(environment.python, "-c", "import platform; print(platform.python_version())").strip()
-    counts = run_tests(work / "tests", environment)
+    counts = run_tests(work / "tests", environment, TESTS[extra])
     run(environment.python, SMOKE, **kernels(environment))
     packages = environment.packages()
-    versions = (packages[name] for name in ("numba", "llvmlite", "numpy"))
+    versions = (packages.get(name, "") for name in ("numba", "llvmlite", "numpy", "numba-cuda"))
     return environment, [version, NAMES[how], *versions, *counts]
 
 
-def run_tests(folder: Path, environment: Environment) -> list[str]:
-    """How many tests passed, failed and were skipped, from a copy beside which there is no fastconv but the wheel's."""
+def run_tests(folder: Path, environment: Environment, names: tuple[str, ...]) -> list[str]:
+    """How many tests passed and were skipped, from a copy beside which there is no fastconv but the wheel's."""
     for name in ("tests", "bench"):
         shutil.copytree(ROOT / name, folder / name, dirs_exist_ok=True)
     shutil.copy(ROOT / "pyproject.toml", folder)
-    files = [f"tests/{name}" for name in TESTS]
+    files = [f"tests/{name}" for name in names]
     command = [environment.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", f"not ({COMPILES})", *files]
     done = attempt(*command, cwd=folder, **kernels(environment))
     if done.returncode:
@@ -177,7 +180,7 @@ def introduction(facts: dict[str, int]) -> str:
         "Written by `python bench/trust_supply.py --markdown docs/trust.md`, not by hand:",
         f"{here['cpu']}, {here['date']}.", "",
         f"The wheel has {facts['files']} files, {facts['bytes'] >> 10} KiB: the package, its licence, its metadata.",
-        _VERSIONS_NOTE.format(tests=", ".join(f"`{name}`" for name in TESTS)),
+        _VERSIONS_NOTE.format(tests=", ".join(f"`{name}`" for names in TESTS.values() for name in names)),
     ])  # fmt: skip
 
 
