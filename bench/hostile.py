@@ -6,7 +6,10 @@ import io
 import json
 import os
 import pickle
+import resource
 import struct
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -119,3 +122,37 @@ def make(name: str, folder: Path) -> Path:
 def leftovers(path: Path) -> list[str]:
     """What lies beside the checkpoint that should not."""
     return sorted(set(os.listdir(path.parent)) - {path.name})
+
+
+def load_elsewhere(name: str, folder: Path) -> dict[str, Any]:
+    """Load the file in a process of its own: the error, and MiB that its memory grew by.
+
+    Raises
+    ------
+    RuntimeError
+        If it is taken, or leaves a file.
+    """
+    path = make(name, folder)
+    done = subprocess.run(
+        [sys.executable, __file__, str(path)], cwd=folder, capture_output=True, text=True, timeout=300
+    )
+    if done.returncode or leftovers(path):
+        raise RuntimeError(f"{name}: {done.stderr}{leftovers(path)}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _load(path: str) -> None:
+    import fastconv
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        fastconv.load(path)
+    except ValueError as error:
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        print(json.dumps({"error": str(error).partition(": ")[2], "mebibytes": grown / 1024}))
+    else:
+        raise SystemExit("it was taken")
+
+
+if __name__ == "__main__":
+    _load(sys.argv[1])
