@@ -112,8 +112,6 @@ class ConvProblem:
         """
         for shape, name in ((x_shape, "x_shape"), (weight_shape, "weight_shape")):
             as_size(shape, name, None)
-        for shape, name in ((x_shape, "x_shape"), (weight_shape, "weight_shape")):
-            as_size(shape, name, None)
         if len(x_shape) != 4:
             raise ValueError(f"{names[0]} must have 4 axes (N, C, H, W) or 3 (C, H, W), got shape {tuple(x_shape)}")
         if len(weight_shape) != 4:

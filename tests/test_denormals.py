@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,12 @@ PROBLEMS = [
 ]
 
 
-@jit("int64()")
+@partial(jit, signature="int64()")
 def control_word():
     return denormals.control_word()
 
 
-@jit("void(int64)")
+@partial(jit, signature="void(int64)")
 def set_control_word(word):
     denormals.set_control_word(word)
 

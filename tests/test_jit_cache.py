@@ -19,6 +19,6 @@ def test_every_kernel_is_the_right_one(name: str, count: int) -> None:
 
 
 def test_kernels_are_loaded_by_the_next_process(tmp_path) -> None:
-    code = "from fastconv.cpu.launch import conv_launcher as l; print(len(l('float32').serial.stats.cache_hits))"
+    code = "from fastconv.cpu.launch import image_launcher as l; print(len(l().serial.stats.cache_hits))"
     found = [run("-c", code, NUMBA_CACHE_DIR=str(tmp_path)).stdout.strip() for _ in range(2)]
     assert found == ["0", "1"]

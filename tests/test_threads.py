@@ -98,11 +98,11 @@ def test_the_innermost_limit_counts_and_ends(launches: list[int], most: int) -> 
 
 @pytest.mark.parametrize("n", [0, -1, np.int64(0)])
 def test_a_limit_is_at_least_one(n: Any) -> None:
-    with pytest.raises(ValueError, match=f"n must be at least 1, got {n}"), fastconv.threads(n):
+    with pytest.raises(ValueError, match=f"n must be at least 1, got .*{n}"), fastconv.threads(n):
         pass
 
 
 @pytest.mark.parametrize("n", [None, 1.0, "2", True])
 def test_a_limit_is_an_integer(n: Any) -> None:
-    with pytest.raises(TypeError, match=f"n must be an integer, got {type(n).__name__}"), fastconv.threads(n):
+    with pytest.raises(TypeError, match=f"n must be an int, got {n!r}"), fastconv.threads(n):
         pass

@@ -152,7 +152,7 @@ class Launcher:
     """
 
     def __init__(self, worker: CFunction, serial: Callable, parallel: Callable, arrays: int) -> None:
-        self._worker, self._serial, self._parallel, self._arrays = worker, serial, parallel, arrays
+        self.worker, self._serial, self._parallel, self._arrays = worker, serial, parallel, arrays
 
     @cached_property
     def serial(self) -> Any:
@@ -172,7 +172,7 @@ class Launcher:
         if threads == 1:
             self.serial(function, *ids, memory, slab, geometry, jobs, Mode.bits)
             return
-        start = (*_threading_layer(), self._worker.address, function)
+        start = (*_threading_layer(), self.worker.address, function)
         if _takes_turns():
             with _one_at_a_time:
                 self.parallel(*start, *ids, memory, slab, geometry, Mode.bits, jobs, threads)

@@ -25,7 +25,7 @@ import numpy as np
 
 import fastconv
 from fastconv import grad, nn, optim
-from fastconv.cpu.launch import conv_launcher
+from fastconv.cpu.launch import image_launcher
 from hostile import process
 
 _ROOMS = [0, *(1 << n for n in range(14, 27))]  # bytes that a call may take more than what is in use
@@ -144,7 +144,10 @@ def first() -> dict[str, Any]:
     x, weight = np.ones((1, 32, 64, 64), np.float32), np.ones((32, 32, 3, 3), np.float32)
     with fastconv.threads(1):
         right = fastconv.conv2d(x, weight)
-    _ = conv_launcher("float32").parallel  # without memory, LLVM ends the process: nothing is to be compiled then
+    _ = (
+        image_launcher().parallel,
+        image_launcher().worker.address,
+    )  # without memory, LLVM ends the process: nothing is to be compiled then
     room(8 << 20)
     try:
         fastconv.conv2d(x, weight)
