@@ -100,8 +100,6 @@ def allowed(case: Case) -> list[list[np.ndarray]]:
         expected = [oracle(case.problem, case.arrays, case.kept)]
         if case.special in _TOUCHED.get(case.problem.direction, ()) and not isinstance(case.problem, PoolProblem):
             expected.append(oracle(*_surrounded(case.problem, case.arrays)))
-            if case.problem.direction == INPUT:
-                expected[-1] = [expected[-1][0]]
     return [[kinds(_rounded(a, case.problem.dtype)) for a in results] for results in expected]
 
 

@@ -190,7 +190,9 @@ def test_optimizer_steps_are_those_of_the_cpu(name: str, dtype: str) -> None:
     kind, options = OPTIMIZERS[name]
     devices = []
     for device in ("cpu", "cuda"):
-        parameters = [nn.Parameter(numbers((3, 7), dtype, seed)).to(device) for seed in range(3)]
+        values = [numbers((3, 7), dtype, seed) for seed in range(3)]
+        values[0][0, 0] = np.inf  # 0 * inf is NaN, but only where there is weight decay
+        parameters = [nn.Parameter(value).to(device) for value in values]
         parameters[1].requires_grad = False
         groups = [{"params": parameters[:2]}, {"params": parameters[2:], "lr": 0.3}]
         devices.append((parameters, kind(groups, lr=0.05, **options)))
