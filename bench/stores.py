@@ -29,11 +29,11 @@ from caches import CALLERS, forked, status
 import fastconv
 from fastconv.algorithms import Candidate
 from fastconv.descriptor import parse
-from fastconv.tuning import wisdom
+from fastconv.tuning import lines, wisdom
 
-_ROUND = 10
+_ROUND = 5
 _BETWEEN = 0.15  # seconds from one kill to the next, on average
-_PAUSE = 0.01
+_PAUSE = 0.03
 _TUNED = "n{}c4h{}w{}k4r1s1_f32_nhwc"  # measured in hundredths of a second
 _STORED = "n{}c8h{}w{}k16r3s3p1_f32_nhwc"
 
@@ -44,8 +44,8 @@ def descriptor(form: str, who: int, number: int) -> str:
 
 
 def entry(who: int, number: int) -> wisdom.Entry:
-    """An entry for such a problem; the line of every tenth has 40 kB, which the system writes in parts."""
-    many = 900 if number % 10 == 0 else 2
+    """An entry for such a problem; the line of every 20th has 40 kB, which the system writes in parts."""
+    many = 900 if number % 20 == 0 else 2
     measured = tuple(wisdom.Measurement(Candidate("direct", (("rows", n),)), 1, 1000 + n, 1000) for n in range(many))
     best, problem = Candidate("direct", (("rows", 7), ("vectors", 2))), descriptor(_STORED, who, number)
     return wisdom.Entry(problem, 1, best, 1, 1e3, 9e2, 0.1, 1.0, 0.5, 0, measured=measured)
@@ -89,7 +89,7 @@ def writer(work: Work, who: int, report: int) -> int:
 
 
 def killed(kills: int, works: tuple[Work, ...]) -> dict[str, Any]:
-    """Rounds of 10 kills, each with a store of its own; the sums of what they found."""
+    """Rounds of 5 kills, each with a store of its own; the sums of what they found."""
     sums: Counter[str] = Counter()
     for first in range(0, kills, _ROUND):
         sums.update(one_round(min(_ROUND, kills - first), works, random.Random(first)))
@@ -140,6 +140,7 @@ def opened_damaged() -> int:
 def found(reported: set[str]) -> dict[str, Any]:
     """What of the reported entries is in the store."""
     rows, damaged, _ = wisdom.rows(wisdom.require())
+    assert wisdom.require().stat().st_size < lines.MOST, "more was written than is read"
     stored = [row.entry.problem for row in rows]
     wisdom.append(entry(0, 9))  # takes a torn line away
     after, left, _ = wisdom.rows(wisdom.require())
@@ -222,8 +223,8 @@ def interrupted(times: int) -> dict[str, Any]:
         time.sleep(3 * rng.random())
         name = rng.choice(list(stops))
         child.send_signal(getattr(signal, name))
-        lines, errors = child.communicate(timeout=300)
-        results = [json.loads(line) for line in lines.splitlines() if line.endswith("}")]
+        output, errors = child.communicate(timeout=300)
+        results = [json.loads(line) for line in output.splitlines() if line.endswith("}")]
         measured = {one["problem"] for one in results if one["status"] == "measured"}
         again += len(measured & before)
         if not measured <= {known.problem for known in wisdom.entries()}:

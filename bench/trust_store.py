@@ -33,7 +33,7 @@ Written by `python bench/trust_store.py --markdown docs/trust.md`, not by hand:
 {cpu}, {threads} threads, {versions}, {date}.
 
 **Wisdom.** Eight processes write to one store, and at random times one of them is killed (SIGKILL) and replaced; each
-reports an entry when `append` or `tune` has returned, before it begins the next. Every tenth entry of those that only
+reports an entry when `append` or `tune` has returned, before it begins the next. Every 20th entry of those that only
 append has 40 kB, which the system writes in parts. Wrong is a reported entry that is not in the store, one that is
 there twice, a damaged line, a store that does not open, and a process that ends by itself. Others export and merge
 all the time; `cleared` empties the store again and again under four writers. `interrupted` starts `fastconv tune` for
