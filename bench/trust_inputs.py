@@ -40,8 +40,10 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, help="write figures here")
     options = parser.parse_args()
     with ThreadPoolExecutor(options.workers) as workers:
+        kinds = ("same", "different")
+        growing = {kind: workers.submit(limits.run, "growth", kind, str(options.growth)) for kind in kinds}
         outcomes = list(workers.map(lambda name: outcome(name, options), options.only))
-    memory = {kind: limits.run("growth", kind, str(options.growth)) for kind in ("same", "different")}
+        memory = {kind: done.result() for kind, done in growing.items()}
     chosen: dict = {}
     if options.atheris:
         chosen = {name: guided.run(options.atheris, name, options.guided) for name in options.only}

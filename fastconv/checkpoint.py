@@ -42,7 +42,7 @@ def save(state_dict: Module | Mapping[str, Any], path: str | os.PathLike) -> Non
     path, values = _checked(path), state_dict.state_dict() if isinstance(state_dict, Module) else state_dict
     if not isinstance(values, Mapping):
         raise TypeError(f"state_dict must be a Module or a mapping from names to arrays, got {shown(values)}")
-    arrays = {str(name): np.ascontiguousarray(plain(v, f"state_dict[{name!r}]")) for name, v in values.items()}
+    arrays = {str(name): np.asarray(plain(v, f"state_dict[{name!r}]"), order="C") for name, v in values.items()}
     for name, array in arrays.items():
         if array.dtype.kind not in "biuf":
             raise TypeError(f"values must be arrays of numbers, got {array.dtype} for {name!r}")

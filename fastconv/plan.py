@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastconv import algorithms
-from fastconv.arrays import allocator, as_floats, as_image, check_out, empty, on_gpu
+from fastconv.arrays import allocator, as_dtype, as_floats, as_image, check_out, empty, on_gpu
 from fastconv.descriptor import parse
 from fastconv.dispatch import Choice, kernel_for
 from fastconv.pooling import Pool
@@ -308,9 +308,9 @@ def check_dtype(dtype: Any, found: str) -> None:
     if dtype is None:
         return
     text = str(dtype).removeprefix("torch.")
-    name = text if text == "bfloat16" or text.startswith("float") else str(np.dtype(dtype))
+    name = text if text == "bfloat16" or text.startswith("float") else str(as_dtype(dtype))
     if name != found:
-        raise TypeError(f"dtype must agree with the weights' {found}, got {name}")
+        raise TypeError(f"dtype must agree with the weights' {found}, got {shown(name)}")
 
 
 def check_bias(bias: Any, weight: np.ndarray) -> np.ndarray | None:

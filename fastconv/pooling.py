@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +65,7 @@ class Pool:
             raise ValueError(f"dilation is for max pooling only, got {self.dilation!r} with mode {self.mode!r}")
         if self.mode == "lp" and padding != (0, 0):
             raise ValueError(f"padding is not defined for lp pooling, got {self.padding!r}")
-        if not isinstance(self.norm_type, _NUMBERS) or not (0 < self.norm_type < math.inf):
+        if not isinstance(self.norm_type, _NUMBERS) or not (0 < self.norm_type <= sys.float_info.max):
             raise ValueError(f"norm_type must be positive and finite, got {shown(self.norm_type)}")
         values: dict[str, Any] = {"kernel_size": kernel, "stride": stride, "padding": padding, "dilation": dilation}
         values |= {"norm_type": float(self.norm_type) if self.mode == "lp" else 2.0}

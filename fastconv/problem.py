@@ -126,7 +126,7 @@ class ConvProblem:
         _check_sizes(int(x_shape[0]), **sizes, **{f"{names[1]}'s filters": filters})
         _check_arithmetic(**rest)
         if (activation := rest.get("activation")) is not None:
-            _check_choice("activation", activation, ACTIVATIONS)
+            _check_choice("activation", activation, ACTIVATIONS, "None or ")
         if not isinstance(rest.get("pool"), (Pool, type(None))):
             raise ValueError(f"pool must be a fastconv.Pool or None, got {shown(rest['pool'])}")
         _check_direction(**rest)
@@ -305,9 +305,9 @@ def _check_sizes(batch: int, **sizes: int) -> None:
             raise ValueError(f"{name} must be at least 1, got {size}")
 
 
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: Any, choices: tuple[str, ...], otherwise: str = "") -> None:
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} must be one of {choices}, got {shown(value)}")
+        raise ValueError(f"{name} must be {otherwise}one of {choices}, got {shown(value)}")
 
 
 def _check_arithmetic(dtype: str = "float32", device: str = "cpu", precision: str = "ieee", **rest: Any) -> None:

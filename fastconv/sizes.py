@@ -39,7 +39,9 @@ def conv_output_size(W: int, F: int, padding: int | Pair = 0, stride: int = 1, d
     >>> conv_output_size(227, 11, stride=4)
     55
     """
-    begin, end = pair(padding, "padding", least=0)
+    begin, end = pair(padding, "padding", least=-LARGEST)
+    if begin < 0 or end < 0:
+        raise ValueError(f"padding must not be negative, got {padding}")
     W = integer(W, "W", least=0)
     F, stride, dilation = (
         integer(value, name, least=1) for value, name in ((F, "F"), (stride, "stride"), (dilation, "dilation"))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastconv.arrays import dense_strides
-from fastconv.cpu.geometry import Lines, input_lines, lines, tiles_and_steps
+from fastconv.cpu.geometry import Lines, Segment, input_lines, lines, segments, tiles_and_steps
 from fastconv.descriptor import parse
 from fastconv.problem import ConvProblem
 
@@ -78,3 +78,20 @@ def test_a_large_map_has_a_short_table() -> None:
     problem = parse("n8c3h1080w1920k64r3s3p1_f32_nhwc")
     found = lines(problem, *strides(problem), 64, TILE, False, problem.batch)
     assert len(found.lines) < 1.1 * 1080 * 1920 / (8 * TILE)
+
+
+def test_segments_are_runs_of_positions_that_see_the_same_taps():
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        size, out, kernel, stride, padding, dilation = (int(rng.integers(1, most)) for most in (12, 30, 6, 5, 9, 5))
+        seen = [[tap for tap in range(kernel) if 0 <= o * stride - padding + tap * dilation < size] for o in range(out)]
+        found = segments(size, out, kernel, stride, (padding, 0), dilation)
+        assert [o for run in found for o in range(run.start, run.stop)] == list(range(out))
+        for run in found:
+            assert all(seen[o] == list(range(run.first, run.last)) for o in range(run.start, run.stop))
+
+
+def test_segments_of_padding_without_end_take_no_time():
+    found = segments(3, 2**40, 2, 1, (2**39, 0), 1)
+    assert [len(run) for run in found if run.first < run.last] == [1, 2, 1]
+    assert found[-1] == Segment(2**39 + 3, 2**40, 0, 0)

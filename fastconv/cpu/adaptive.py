@@ -29,15 +29,22 @@ RECORD = fields(
 
 def adaptive_average(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Averages (N, C, *size) of the windows of an image (N, C, H, W), in its memory format."""
-    shares = [1 / np.diff(_bounds(windows, pixels))[:, 0] for pixels, windows in zip(x.shape[2:], size, strict=True)]
-    return _sums(x, size, memory_format(x), [np.ones(pixels) for pixels in x.shape[2:]], shares)
+    out = empty((*x.shape[:2], *size), x.dtype, memory_format(x))  # first, for it may be that there is no room
+    shares = [_shares(windows, pixels) for pixels, windows in zip(x.shape[2:], size, strict=True)] if out.size else []
+    return _sums(x, out, [np.ones(pixels) for pixels in x.shape[2:]], shares)
 
 
 def adaptive_average_backward(grad_output: np.ndarray, size: tuple[int, int], format: MemoryFormat) -> np.ndarray:
     """Gradient (N, C, *size) of the input of `adaptive_average`, in a memory format."""
+    out = empty((*grad_output.shape[:2], *size), grad_output.dtype, format)
     axes = zip(grad_output.shape[2:], size, strict=True)
-    shares = [1 / np.diff(_bounds(windows, pixels))[:, 0] for windows, pixels in axes]
-    return _sums(grad_output, size, format, shares, [np.ones(pixels) for pixels in size])
+    shares = [_shares(windows, pixels) for windows, pixels in axes] if out.size else []
+    return _sums(grad_output, out, shares, [np.ones(pixels) for pixels in size])
+
+
+def _shares(windows: int, pixels: int) -> np.ndarray:
+    """What one pixel counts in each window."""
+    return 1 / np.diff(_bounds(windows, pixels))[:, 0]
 
 
 def _bounds(windows: int, pixels: int) -> np.ndarray:
@@ -46,14 +53,14 @@ def _bounds(windows: int, pixels: int) -> np.ndarray:
     return np.stack([index * pixels // windows, -(-(index + 1) * pixels // windows)], axis=1)
 
 
-def _sums(
-    x: np.ndarray, size: tuple[int, int], format: MemoryFormat, before: list[np.ndarray], after: list[np.ndarray]
-) -> np.ndarray:
+def _sums(x: np.ndarray, out: np.ndarray, before: list[np.ndarray], after: list[np.ndarray]) -> np.ndarray:
     """Sums over windows, of pixels times a factor for their row and one for their column, times those of the window."""
+    if not out.size:
+        return out
+    size = out.shape[2:]
     last = memory_format(x) == "channels_last"
     ordered = in_memory_order(x, last)
     ordered = ordered.transpose(0, 3, 1, 2) if last else ordered
-    out = empty((*x.shape[:2], *size), x.dtype, format)
     bounds = np.concatenate([_bounds(windows, pixels) for windows, pixels in zip(size, x.shape[2:], strict=True)])
     scales = np.concatenate([*before, *after])
     addresses = (array.ctypes.data for array in (ordered, out, bounds, scales))

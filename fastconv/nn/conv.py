@@ -18,7 +18,7 @@ from fastconv.nn.module import Module, Parameter
 from fastconv.nn.pool import pooled
 from fastconv.plan import plan
 from fastconv.pooling import Pool
-from fastconv.sizes import integer, padding_pairs, pair
+from fastconv.sizes import integer, padding_pairs, pair, shown
 
 if TYPE_CHECKING:
     from fastconv.nn.norm import BatchNorm2d
@@ -251,10 +251,15 @@ def check_sizes(
     ValueError
         Names the argument that is out of range.
     """
-    for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
-        integer(value, name, least=1)
+    in_channels, out_channels = (
+        integer(in_channels, "in_channels", least=1),
+        integer(out_channels, "out_channels", least=1),
+    )
+    groups = integer(groups, "groups", least=1)
     if in_channels % groups or out_channels % groups:
-        raise ValueError(f"groups must divide in_channels {in_channels} and out_channels {out_channels}, got {groups}")
+        raise ValueError(
+            f"groups must divide in_channels {in_channels} and out_channels {out_channels}, got {shown(groups)}"
+        )
     kernel = pair(kernel_size, "kernel_size", least=1)
     padding_pairs(padding, kernel, pair(stride, "stride", least=1), pair(dilation, "dilation", least=1))
     return kernel

@@ -57,8 +57,10 @@ def in_format(x: np.ndarray, format: Any) -> np.ndarray:
 
 def softmax(x: np.ndarray, dim: int) -> np.ndarray:
     """exp(x) / sum of exp(x) along an axis."""
-    powers = np.exp(x - x.max(axis=dim, keepdims=True))
-    return powers / powers.sum(axis=dim, keepdims=True)
+    powers = np.empty_like(x)  # first, for it may be that there is no room
+    np.exp(np.subtract(x, x.max(axis=dim, keepdims=True), out=powers), out=powers)
+    powers /= powers.sum(axis=dim, keepdims=True)
+    return powers
 
 
 def softmax_backward(output: np.ndarray, grad_output: np.ndarray, dim: int) -> np.ndarray:

@@ -19,6 +19,8 @@ from fastconv.arrays import aligned, on_gpu, plain
 from fastconv.nn.backend import DEVICES, as_floats, backend, check_alike, check_place, device_of, dtype_of, moved
 from fastconv.sizes import shown
 
+_NOT_GIVEN = object()
+
 
 class Buffer:
     """An array that belongs to a layer, with a count of its changes.
@@ -255,7 +257,7 @@ class Module(ABC):
         self._kept = values if self.recording else None
         self._output_like = None if output is None or self._kept is None else _Like.of(output)
 
-    def take(self, grad_output: np.ndarray | None = None) -> tuple:
+    def take(self, grad_output: Any = _NOT_GIVEN) -> tuple:
         """What `keep` kept, which is then forgotten.
 
         Raises
@@ -272,7 +274,7 @@ class Module(ABC):
                 "train() on the layer or the network around it if need be, then forward before each backward (a module "
                 "of your own runs its layers within `with self.recorded():`, so that those in eval mode keep it too)"
             )
-        if grad_output is not None and self._output_like is not None:
+        if grad_output is not _NOT_GIVEN and self._output_like is not None:
             self._output_like.check(grad_output)
         self._kept = None
         return kept

@@ -82,8 +82,8 @@ def convnet(
     """
     if not isinstance(pattern, str):
         raise TypeError(f"pattern must be a str, got {shown(pattern)}")
-    image = as_size(input, "input", (3,))
-    if min(image) < 1:
+    image = as_size(input, "input", None)
+    if len(image) != 3 or min(image) < 1:
         raise ValueError(f"input must be channels, height and width of an image, got {shown(input)}")
     classes, hidden = integer(classes, "classes", least=1), integer(hidden, "hidden", least=1)
     layers = _Parser(pattern).layers()

@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 import numba
+import numpy as np
 
 from fastconv import algorithms, networks
 from fastconv.algorithms import Candidate
@@ -71,7 +72,7 @@ def resolve(what: Any) -> list[Problem]:
     if isinstance(what, (ConvProblem, PoolProblem)):
         return [what]
     if not isinstance(what, str):
-        if not isinstance(what, Iterable):
+        if not isinstance(what, Iterable) or (isinstance(what, np.ndarray) and not what.ndim):
             raise TypeError(f"problems must be problems, descriptors or names of networks, got {shown(what)}")
         return list(dict.fromkeys(problem for item in what for problem in resolve(item)))
     return list(networks.problems(what)) if what in networks.names() else [parse(what)]

@@ -148,7 +148,7 @@ def strange(array: np.ndarray, r: Random, huge: bool = True) -> Any:
     if kind == 3:
         # As large as NumPy allows, without memory: every element is the same one.
         shape = [max(1, n) for n in array.shape] or [1]
-        shape[r.randrange(len(shape))] = r.choice((2**20, 2**31, 2**40, 2**59 // int(np.prod(shape))))
+        shape[r.randrange(len(shape))] = r.choice((2**20, 2**40, 2**59)) // int(np.prod(shape)) or 1
         return np.broadcast_to(np.zeros((), array.dtype), shape)
     if kind == 4:
         return r.choice(([[1.0, 2.0], [3.0]], [[]], [array, array], [None], np.float32(1), 1.5, array.tolist()))
