@@ -14,7 +14,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 _FIXED_TIME = "1700000000"  # SOURCE_DATE_EPOCH: archives note it instead of files' times
-_FOREIGN = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "FASTCONV_MODE")
+_FOREIGN = (
+    "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "NUMBA_CACHE_DIR",
+    "FASTCONV_MODE", "FASTCONV_WISDOM", "XDG_CACHE_HOME",
+)  # fmt: skip
 
 
 def run(*command: str | Path, cwd: Path | None = None, **variables: str) -> str:

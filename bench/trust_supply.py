@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from textwrap import shorten
 
 from environments import ROOT, Environment, attempt, build, check_wheel, create, resolve, run
 from hostile import HOSTILE, load_elsewhere
@@ -143,23 +144,27 @@ def ways(work: Path, environment: Environment, wheel: Path) -> list[list[str]]:
     home = work / "home"
     home.mkdir()
     warm = kernels(environment)
-    rows = [[name, outcome(attempt(environment.python, *flags, SMOKE, **warm))] for name, flags in WAYS.items()]
+    known = {warm["NUMBA_CACHE_DIR"]: "$NUMBA_CACHE_DIR", str(home): "~"}
+    rows = [[name, outcome(attempt(environment.python, *flags, SMOKE, **warm), known)] for name, flags in WAYS.items()]
     # Python and the packages of an administrator: in a mount that not even root can write to.
     mount = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && ! touch "$0/x" && exec "$0/bin/python" "$1"'
     namespace = ("unshare", "--map-root-user", "--mount", "sh", "-c", mount, environment.folder, SMOKE)
     done = attempt(*namespace, HOME=str(home))
-    rows.append(["site-packages mounted read-only", outcome(done).replace(str(home), "~")])
+    rows.append(["site-packages mounted read-only", outcome(done, known)])
     code = "import sys; sys.path.insert(0, sys.argv[1]); import fastconv"
     bare = create(work / "bare", environment.python, "numba", "numpy")
-    rows.append(["imported from the wheel, not installed", outcome(attempt(bare.python, "-c", code, wheel))])
+    rows.append(["imported from the wheel, not installed", outcome(attempt(bare.python, "-c", code, wheel), known)])
     return rows
 
 
-def outcome(done: subprocess.CompletedProcess) -> str:
-    """What came of a run of `smoke.py`."""
+def outcome(done: subprocess.CompletedProcess, known: dict[str, str]) -> str:
+    """What came of a run of `smoke.py`, with names for folders that are known."""
     if done.returncode:
         return done.stderr.strip().splitlines()[-1].split(": unpack")[0]
-    return "results right, kernels in " + ", ".join(json.loads(done.stdout)["kernels"])
+    folders = {str(Path(folder).parent) for folder in json.loads(done.stdout)["kernels"]}
+    for path, name in known.items():
+        folders = {folder.replace(path, name) for folder in folders}
+    return f"results right, kernels in {', '.join(sorted(folders))}"
 
 
 def hostile(work: Path) -> list[list[str]]:
@@ -169,7 +174,7 @@ def hostile(work: Path) -> list[list[str]]:
         folder = work / f"hostile-{number}"
         folder.mkdir()
         found = load_elsewhere(name, folder)
-        rows.append([HOSTILE[name][0], name, found["error"], f"{found['mebibytes']:.0f}"])
+        rows.append([HOSTILE[name][0], name, shorten(found["error"], 100), f"{found['mebibytes']:.0f}"])
     return rows
 
 
