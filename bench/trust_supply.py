@@ -19,8 +19,8 @@ import tempfile
 from pathlib import Path
 from textwrap import shorten
 
+from archives import HOSTILE, load_elsewhere
 from environments import ROOT, Environment, attempt, build, check_wheel, create, resolve, run
-from hostile import HOSTILE, load_elsewhere
 from pages import put
 from report import circumstances, table
 

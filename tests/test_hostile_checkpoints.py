@@ -16,7 +16,7 @@ from fastconv import checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 
-from hostile import HOSTILE, bomb, leftovers, make
+from archives import HOSTILE, bomb, leftovers, make
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -19,7 +19,6 @@ import struct
 import sys
 import time
 import warnings
-from functools import partial
 from itertools import product
 from pathlib import Path
 from random import Random
@@ -83,9 +82,13 @@ def search(names: list[str], examples: int) -> dict[str, Any]:
         assert verdict.ending is not Ending.WRONG, f"{name}: {verdict.why}\n  {call.text()}"
 
     options = settings(max_examples=examples, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+
+    def act(name: str) -> None:
+        options(given(st.randoms(use_true_random=False))(lambda r: check(name, r)))()
+
     for name in names:
         try:
-            options(given(st.randoms(use_true_random=False))(partial(check, name)))()
+            act(name)
         except AssertionError as error:
             wrong.append([name, "", str(error)])
     return {"wrong": wrong, "slowest": 0.0, "endings": {str(e): n for e, n in endings.items()}}

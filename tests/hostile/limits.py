@@ -144,10 +144,8 @@ def first() -> dict[str, Any]:
     x, weight = np.ones((1, 32, 64, 64), np.float32), np.ones((32, 32, 3, 3), np.float32)
     with fastconv.threads(1):
         right = fastconv.conv2d(x, weight)
-    _ = (
-        image_launcher().parallel,
-        image_launcher().worker.address,
-    )  # without memory, LLVM ends the process: nothing is to be compiled then
+    launcher = image_launcher()  # without memory, LLVM ends the process: nothing is to be compiled then
+    _ = launcher.parallel, launcher.worker.address
     room(8 << 20)
     try:
         fastconv.conv2d(x, weight)

@@ -367,6 +367,11 @@ def _precision(precision: Any) -> None:
     fastconv.set_float32_precision("ieee")
 
 
+def _flush(mode: Any) -> None:
+    fastconv.set_flush_denormal(mode)
+    fastconv.set_flush_denormal(False)
+
+
 def tune(r: Random) -> Call:
     """Refusals only: what is measured is the business of other tests."""
     call = build(fastconv.tune, {"problems": (), "budget": 0.0, "threads": 1},
@@ -396,6 +401,7 @@ OTHERS: Mapping[str, Callable[[Random], Call]] = {
     "threads": _scalar(_threads, "n", (1, 2, 100), "number"),
     "set_mode": _scalar(_mode, "mode", ("heuristic", "measure", "wisdom"), "word"),
     "set_float32_precision": _scalar(_precision, "precision", ("ieee", "tf32"), "word"),
+    "set_flush_denormal": _scalar(_flush, "mode", (True, False), "flag"),
     "tune": tune,
     "manual_seed": _scalar(nn.manual_seed, "seed", (0, 1, 2**70), "number"),
     "receptive_field": _of_network(nn.receptive_field, IMAGE, {"input_shape": "shape"},
