@@ -295,6 +295,7 @@ def check_positive(value: Any, name: str) -> None:
     """Raise ValueError unless `value`, which messages call `name`, is an int above 0."""
     if not is_integer(value) or value < 1:
         raise ValueError(f"{name} must be a positive int, got {shown(value)}")
+    integer(value, name)
 
 
 def _check_sizes(batch: int, **sizes: int) -> None:

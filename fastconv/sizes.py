@@ -9,6 +9,7 @@ import numpy as np
 
 Pair: TypeAlias = tuple[int, int]
 
+_INT64 = 2**63 - 1
 LARGEST = 2**31 - 1  # of a stride, a padding, a window: products and sums of them stay within int64
 
 
@@ -60,7 +61,7 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def integer(value: Any, name: str, *, least: int | None = None) -> int:
+def integer(value: Any, name: str, *, least: int | None = None, most: float = _INT64) -> int:
     """A number as Python's int; `name` is for the error message.
 
     Raises
@@ -68,12 +69,14 @@ def integer(value: Any, name: str, *, least: int | None = None) -> int:
     TypeError
         If it is no integer.
     ValueError
-        If it is less than `least`.
+        If it is less than `least`, or more than `most`.
     """
     if not is_integer(value):
         raise TypeError(f"{name} must be an int, got {shown(value)}")
     if least is not None and value < least:
         raise ValueError(f"{name} must be at least {least}, got {shown(value)}")
+    if not -most <= value <= most:
+        raise ValueError(f"{name} must be at most {most} in size, got {shown(value)}")
     return int(value)
 
 
@@ -145,6 +148,8 @@ def as_size(size: Any, name: str, ndim: tuple[int, ...] | None) -> tuple[int, ..
         raise ValueError(f"{name} must be a shape{axes}, got {got}")
     if min(size, default=0) < 0:
         raise ValueError(f"{name} must not be negative along any axis, got {shown(size)}")
+    if max(size, default=0) > _INT64:
+        raise ValueError(f"{name} must be at most {_INT64} along each axis, got {shown(size)}")
     return tuple(int(n) for n in size)
 
 

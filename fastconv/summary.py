@@ -18,13 +18,13 @@ from fastconv.free_memory import free_bytes
 from fastconv.nn.conv import Conv2d, ConvTranspose2d
 from fastconv.nn.linear import Linear
 from fastconv.nn.local import LocallyConnected2d
-from fastconv.nn.memory import check_network, network_dtype
+from fastconv.nn.memory import check_network, fitting, network_dtype
 from fastconv.nn.module import Module
 from fastconv.nn.peak import Step, Visit
 from fastconv.nn.pool import AdaptiveAvgPool2d, AvgPool2d, LPPool2d, MaxPool2d
 from fastconv.nn.receptive import ReceptiveField, fields
 from fastconv.problem import ConvProblem
-from fastconv.sizes import as_size, integer, shown
+from fastconv.sizes import LARGEST, as_size, integer, shown
 
 # Arrays of the size of the parameters that an optimizer keeps.
 OPTIMIZERS = {"sgd": 0, "sgd_momentum": 1, "adagrad": 1, "rmsprop": 1, "adam": 2}
@@ -177,13 +177,14 @@ def summary(
     >>> found.parameters, found.layers[0].out_shape
     (224, (1, 8, 30, 30))
     """
-    batch = integer(batch, "batch", least=1)
+    batch = integer(batch, "batch", least=1, most=LARGEST)
     if optimizer is not None and not (isinstance(optimizer, str) and optimizer in OPTIMIZERS):
         raise ValueError(f"optimizer must be None or one of {', '.join(OPTIMIZERS)}, got {shown(optimizer)}")
     check_network(model, "model")
     shape = as_size(input_shape, "input_shape", None)
     account = _Account(model, shape, optimizer, network_dtype(model) if dtype is None else as_dtype(dtype))
-    step = account.step(batch)
+    with fitting("input_shape", shape):
+        step = account.step(batch)
     seen = fields(step.root)
     layers = [_layer(layer, seen[id(layer)]) for layer in step.root.layers()]
     parameters = list(model.parameters())

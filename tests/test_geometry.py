@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastconv.arrays import dense_strides
-from fastconv.cpu.geometry import Lines, Segment, input_lines, lines, segments, tiles_and_steps
+from fastconv.cpu.geometry import Lines, Segment, input_lines, input_segments, lines, segments, tiles_and_steps
 from fastconv.descriptor import parse
 from fastconv.problem import ConvProblem
 
@@ -95,3 +95,22 @@ def test_segments_of_padding_without_end_take_no_time():
     found = segments(3, 2**40, 2, 1, (2**39, 0), 1)
     assert [len(run) for run in found if run.first < run.last] == [1, 2, 1]
     assert found[-1] == Segment(2**39 + 3, 2**40, 0, 0)
+
+
+def test_input_segments_are_runs_of_positions_that_the_same_taps_read():
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        size, out, kernel, stride, padding, dilation = (int(rng.integers(1, most)) for most in (20, 14, 6, 5, 9, 5))
+        reads = {position: [] for position in range(size)}
+        for tap in range(kernel):
+            for o in range(out):
+                reads.get(o * stride - padding + tap * dilation, []).append((tap, o))
+        found = input_segments(size, out, kernel, stride, (padding, 0), dilation)
+        places = [(run, n) for run in found for n in range(run.count)]
+        assert sorted(run.start + n * run.step for run, n in places) == list(range(size))
+        for run, n in places:
+            assert reads[run.start + n * run.step] == [(tap, o + n) for tap, o in run.taps]
+
+
+def test_input_segments_of_a_long_row_take_no_time():
+    assert [run.count for run in input_segments(2**40, 2**40, 3, 1, (1, 1), 1)] == [1, 2**40 - 2, 1]

@@ -252,15 +252,14 @@ def input_segments(size: int, out: int, kernel: int, stride: int, padding: Pair,
     """Split one axis of the input into the longest runs that the same taps read."""
     found: list[InputSegment] = []
     for remainder in range(min(stride, size)):
-        runs: list[InputSegment] = []
-        for position in range(remainder, size, stride):
-            distances = ((tap, position + padding[0] - tap * dilation) for tap in range(kernel))
-            taps = tuple((t, d // stride) for t, d in distances if d % stride == 0 and 0 <= d // stride < out)
-            if runs and [t for t, _ in runs[-1].taps] == [t for t, _ in taps]:
-                runs[-1] = replace(runs[-1], count=runs[-1].count + 1)
-            else:
-                runs.append(InputSegment(position, 1, stride, taps))
-        found += runs
+        count = -(-(size - remainder) // stride)
+        distances = ((tap, remainder + padding[0] - tap * dilation) for tap in range(kernel))
+        taps = [(tap, distance // stride) for tap, distance in distances if distance % stride == 0]
+        # Positions from which on a tap reads an output, or no longer does.
+        starts = sorted({0} | {n for _, o in taps for n in (-o, out - o) if 0 < n < count})
+        for start, end in zip(starts, [*starts[1:], count], strict=True):
+            seen = tuple((tap, o + start) for tap, o in taps if 0 <= o + start < out)
+            found.append(InputSegment(remainder + start * stride, end - start, stride, seen))
     return found
 
 

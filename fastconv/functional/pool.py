@@ -139,7 +139,8 @@ def global_max_pool2d(x: np.ndarray, *, algorithm: str | None = None, out: np.nd
 
 def _plane(x: Any) -> Pair:
     """Height and width of the maps."""
-    height, width = (x if isinstance(x, np.ndarray) or on_gpu(x) else as_image(x, "x")[0]).shape[-2:] or (1, 1)
+    known = on_gpu(x) or (isinstance(x, np.ndarray) and x.ndim > 2)
+    height, width = (x if known else as_image(x, "x")[0]).shape[-2:]
     return height, width
 
 

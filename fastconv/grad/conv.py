@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.arrays import as_image, check_out, memory_format, on_gpu
+from fastconv.arrays import as_floats, as_image, check_out, memory_format, on_gpu
 from fastconv.cpu.channels import channel_sums
 from fastconv.dispatch import kernel_for
 from fastconv.functional.calls import CallCache
@@ -54,7 +54,7 @@ def conv2d_input(
     are NaN or left out.
     """
     size = as_size(input_size, "input_size", (3, 4))
-    if not on_gpu(grad_output) and len(size) != np.ndim(grad_output):
+    if not on_gpu(grad_output) and len(size) != as_floats(grad_output, "grad_output", (3, 4)).ndim:
         raise ValueError(f"input_size must have as many axes as grad_output, got {size}")
     return input_gradient(size, weight, grad_output, (stride, padding, dilation, groups), None, algorithm, out)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.arrays import allocator, as_floats, as_image, memory_format, on_gpu, target
+from fastconv.arrays import allocator, as_floats, as_image, memory_format, on_gpu, plain, target
 from fastconv.dispatch import kernel_for
 from fastconv.functional.calls import CallCache
 from fastconv.pooling import Pool
@@ -73,10 +73,11 @@ def max_pool2d(
         from fastconv.functional.gpu.pool import max_pool2d_input
 
         return max_pool2d_input(grad_output, indices, _size(input_size), window, algorithm, out)
+    grad_output = as_floats(grad_output, "grad_output", (3, 4))
     if not isinstance(indices, np.ndarray) or indices.dtype != np.int64:
         raise TypeError(f"indices must be an int64 array, got {getattr(indices, 'dtype', type(indices))}")
-    _check_shape(indices, "indices", np.shape(grad_output), "grad_output")
-    return _gradient(grad_output, input_size, window, (indices,), algorithm, out)
+    _check_shape(indices, "indices", grad_output.shape, "grad_output")
+    return _gradient(grad_output, input_size, window, (plain(indices, "indices"),), algorithm, out)
 
 
 def avg_pool2d(
@@ -156,11 +157,12 @@ def lp_pool2d(
 
         return lp_pool2d_input(grad_output, input, output, window, algorithm, out)
     y, x = as_floats(output, "output", (3, 4)), as_floats(input, "input", (3, 4))
-    dtype = as_floats(grad_output, "grad_output", (3, 4)).dtype
+    grad_output = as_floats(grad_output, "grad_output", (3, 4))
+    dtype = grad_output.dtype
     for array, name in ((y, "output"), (x, "input")):
         if array.dtype != dtype:
             raise TypeError(f"{name} must have the dtype of grad_output, {dtype}, got {array.dtype}")
-    _check_shape(y, "output", np.shape(grad_output), "grad_output")
+    _check_shape(y, "output", grad_output.shape, "grad_output")
     return _gradient(grad_output, x.shape, window, (y, x), algorithm, out)
 
 
@@ -206,6 +208,8 @@ def _image_shape(input_size: Any, batched: bool) -> tuple[int, ...]:
 def _prepare(
     grad: np.ndarray, shape: tuple[int, ...], format: MemoryFormat, window: tuple | None, algorithm: str | None
 ) -> tuple:
+    if 0 in shape[1:]:
+        raise ValueError(f"input_size must not have an empty axis other than N, got {shape}")
     batch, channels, height, width = shape
     pool = _some_window(shape, grad.shape) if window is None else Pool(*window)
     dtype = str(grad.dtype)

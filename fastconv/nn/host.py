@@ -58,6 +58,8 @@ def in_format(x: np.ndarray, format: Any) -> np.ndarray:
 def softmax(x: np.ndarray, dim: int) -> np.ndarray:
     """exp(x) / sum of exp(x) along an axis."""
     powers = np.empty_like(x)  # first, for it may be that there is no room
+    if not x.size:
+        return powers
     np.exp(np.subtract(x, x.max(axis=dim, keepdims=True), out=powers), out=powers)
     powers /= powers.sum(axis=dim, keepdims=True)
     return powers

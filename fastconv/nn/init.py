@@ -23,7 +23,7 @@ def manual_seed(seed: int) -> None:
     seed : int
         Not negative. The same seed gives the same values, whatever the dtype (up to rounding) and the threads.
     """
-    _Default.generator = np.random.default_rng(integer(seed, "seed", least=0))
+    _Default.generator = np.random.default_rng(integer(seed, "seed", least=0, most=math.inf))
 
 
 def generator(rng: np.random.Generator | None) -> np.random.Generator:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -67,7 +68,8 @@ def activation_bytes(network: Module, input_shape: tuple[int, ...]) -> int:
     """
     check_network(network, "network")
     shape, dtype, step = as_size(input_shape, "input_shape", None), network_dtype(network), _Step()
-    _, gradients = step.through(network, Array(shape, dtype.itemsize), inside=False)
+    with fitting("input_shape", shape):
+        _, gradients = step.through(network, Array(shape, dtype.itemsize), inside=False)
     parameters = sum(p.value.nbytes for p in network.parameters() if p.requires_grad)
     return sum(step.kept.values()) + parameters + gradients
 
@@ -131,6 +133,15 @@ def check_network(network: Any, name: str) -> None:
     """Raise TypeError, which calls it `name`, unless `network` is a module."""
     if not isinstance(network, Module):
         raise TypeError(f"{name} must be a fastconv.nn.Module, got {shown(network)}")
+
+
+@contextmanager
+def fitting(name: str, shape: tuple[int, ...]) -> Iterator[None]:
+    """Within a ``with`` block, a layer that refuses what reaches it is a fault of the argument `name`."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name} does not fit, with shape {shape}: {error}") from None
 
 
 def network_dtype(network: Module) -> np.dtype:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fastconv.arrays import check_room
 from fastconv.nn.backend import as_floats, backend, dtype_of
 from fastconv.nn.init import check_dtype
 from fastconv.nn.module import Buffer, Module, Parameter
@@ -46,6 +47,7 @@ class BatchNorm2d(Module):
     ) -> None:  # fmt: skip
         check_dtype(dtype)
         num_features, eps = integer(num_features, "num_features", least=1), real(eps, "eps", 0)
+        check_room(8 * num_features, (num_features,))
         momentum = None if momentum is None else real(momentum, "momentum", 0, 1)
         affine, track_running_stats = flag(affine, "affine"), flag(track_running_stats, "track_running_stats")
         self.num_features, self.eps, self.momentum, self.dtype = num_features, eps, momentum, np.dtype(dtype)

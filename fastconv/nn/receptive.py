@@ -10,7 +10,7 @@ from typing import Any
 from fastconv.nn.container import Residual, Sequential
 from fastconv.nn.conv import Conv2d, ConvTranspose2d
 from fastconv.nn.local import LocallyConnected2d
-from fastconv.nn.memory import check_network
+from fastconv.nn.memory import check_network, fitting
 from fastconv.nn.module import Module
 from fastconv.nn.peak import Step, Visit
 from fastconv.nn.pool import AdaptiveAvgPool2d, AvgPool2d, LPPool2d, MaxPool2d
@@ -124,7 +124,9 @@ def receptive_field(model: Module, input_shape: tuple[int, ...]) -> ReceptiveFie
     (7, 7)
     """
     check_network(model, "model")
-    root = Step.of_shapes(model, (1, *as_size(input_shape, "input_shape", None))).root
+    shape = as_size(input_shape, "input_shape", None)
+    with fitting("input_shape", shape):
+        root = Step.of_shapes(model, (1, *shape)).root
     return fields(root)[id(root)]
 
 

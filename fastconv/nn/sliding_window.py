@@ -12,7 +12,7 @@ from fastconv.nn.backend import as_floats, backend, device_of, moved
 from fastconv.nn.container import Residual, Sequential
 from fastconv.nn.conv import Conv2d
 from fastconv.nn.linear import Linear
-from fastconv.nn.memory import check_network
+from fastconv.nn.memory import check_network, fitting
 from fastconv.nn.module import Module
 from fastconv.nn.peak import Step, Visit
 from fastconv.nn.pool import AdaptiveAvgPool2d, AvgPool2d
@@ -61,7 +61,9 @@ def to_fully_convolutional(model: Module, input_shape: tuple[int, int, int]) -> 
     (1, 10, 3, 5)
     """
     check_network(model, "model")
-    root = Step.of_shapes(model, (1, *as_size(input_shape, "input_shape", (3,)))).root
+    shape = as_size(input_shape, "input_shape", (3,))
+    with fitting("input_shape", shape):
+        root = Step.of_shapes(model, (1, *shape)).root
     return _converted(root, [(1, 1)]).train(model.training)
 
 
@@ -165,7 +167,8 @@ def _steps(model: Module, shape: tuple[int, ...], shifts: int) -> tuple[int, int
 
 
 def _output_shape(model: Module, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return Step.of_shapes(model, shape).root.output.shape
+    with fitting("image", shape):
+        return Step.of_shapes(model, shape).root.output.shape
 
 
 def _map(model: Module, images: Any, shift: tuple[int, int]) -> Any:

@@ -48,6 +48,9 @@ class Own(np.ndarray):
     def __getitem__(self, index: Any) -> Any:
         raise RuntimeError("indexed")
 
+    def __repr__(self) -> str:
+        return "<Own>"
+
     def __array_ufunc__(self, *_: Any, **__: Any) -> Any:
         return NotImplemented
 

@@ -102,7 +102,11 @@ def _array(value: np.ndarray, spoilt: bool, r: Random, huge: bool) -> Any:
     if r.random() < 0.35:
         return arrays.disguised(value, r)
     wrong = arrays.strange(value, r, huge)
-    return arrays.laid_out(wrong, r) if type(wrong) is np.ndarray and 0 < wrong.nbytes < 1 << 16 else wrong
+    return (
+        arrays.laid_out(wrong, r)
+        if type(wrong) is np.ndarray and 0 < wrong.nbytes < 1 << 16 and not wrong.dtype.hasobject
+        else wrong
+    )
 
 
 def _memory(value: Any) -> np.ndarray | None:

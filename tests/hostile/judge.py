@@ -115,6 +115,7 @@ def differences(answer: Any, right: Any) -> list[str]:
     if right is None or not isinstance(right, np.ndarray):
         same = answer == right or (isinstance(right, float) and math.isclose(answer, right, rel_tol=1e-4, abs_tol=1e-5))
         return [] if same or (answer != answer and right != right) else [f"{answer!r:.80} instead of {right!r:.80}"]
+    answer = np.asarray(answer)
     if answer.shape != right.shape:
         return [f"shape {answer.shape} instead of {right.shape}"]
     if answer.dtype.kind != "f":

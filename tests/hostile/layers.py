@@ -39,7 +39,7 @@ def layer(kind: type, make: Callable[[Random], Made], compared: bool = True) -> 
         wide = {"dtype": "float64"} if "dtype" in inspect.signature(kind).parameters else {}
         if np.size(x) > 1 << 14:
             return None
-        grad = grad_output if isinstance(grad_output, str) else plain(grad_output)
+        grad = plain(grad_output) if training and not isinstance(grad_output, str) else AUTO
         with np.errstate(all="ignore"):
             return run(plain(x), grad, training, **{**options, **wide})
 
@@ -187,7 +187,9 @@ def optimizer(kind: type, **good: Any) -> Callable[[Random], Call]:
         for name, value in good.items():
             given[name] = value
             kinds[name] = {bool: "flag", tuple: "pair"}.get(type(value), "real")
-        return build(run, given, kinds, r, oracle, also=tuple(inspect.signature(kind).parameters))
+        call = build(run, given, kinds, r, oracle, also=tuple(inspect.signature(kind).parameters))
+        call.oracle = oracle if call.tame else None  # 1e300 is infinite in float32
+        return call
 
     return generate
 
@@ -205,7 +207,7 @@ LAYERS: Mapping[str, Callable[[Random], Call]] = {
     "ReLU": layer(nn.ReLU, lambda r: ({}, _any_shape(r))),
     "ReLU6": layer(nn.ReLU6, lambda r: ({}, _any_shape(r))),
     "LeakyReLU": layer(nn.LeakyReLU, lambda r: ({"negative_slope": 0.1}, _any_shape(r))),
-    "Dropout": layer(nn.Dropout, lambda r: ({"p": r.choice((0.0, 0.5, 1.0))}, _any_shape(r))),
+    "Dropout": layer(nn.Dropout, lambda r: ({"p": r.choice((0.0, 0.5, 1.0))}, _any_shape(r)), compared=False),
     "Softmax": layer(nn.Softmax, _softmax),
     "Flatten": layer(nn.Flatten, _flatten),
     "MSELoss": loss(nn.MSELoss),

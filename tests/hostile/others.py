@@ -99,7 +99,7 @@ def pool_problem(r: Random) -> Call:
         "batch": "number", "channels": "number", "in_size": "pair", "dtype": "word", "memory_format": "word",
         "direction": "word", "device": "word", "pool": "any",
     }  # fmt: skip
-    also = (*given, "height", "width")
+    also = (*given, "height", "width", "descriptor")
     return build(_described(fastconv.PoolProblem), given, kinds, r, also=also)
 
 
@@ -256,7 +256,7 @@ def gradcheck(r: Random) -> Call:
     given = {"layer_or_function": layer, "inputs": random_array(r, (1, 1, 3, 3), "float64", special=False), "eps": 1e-6}
     given |= {"atol": 1e-5, "rtol": 1e-3}
     kinds = {"layer_or_function": "any", "inputs": "small", "eps": "real", "atol": "real", "rtol": "real"}
-    return build(fastconv.gradcheck, given, kinds, r, also=("x", "weight"))
+    return build(fastconv.gradcheck, given, kinds, r, also=("x", "weight", "kernel_size"))
 
 
 _WORDS = (
