@@ -53,4 +53,4 @@ def test_a_classifier_slides(ran):
 def test_the_two_commands_are_there():
     text = README.read_text()
     assert '\npython -m pip install ".[cli]" && fastconv tune resnet50\n' in text
-    assert '\npython -m pip install ".[test]" && pytest\n' in text
+    assert '\npython -m pip install ".[test]" && pytest -n 2\n' in text
