@@ -159,6 +159,8 @@ def as_image(x: Any, name: str) -> tuple[np.ndarray, bool]:
 
 def check_room(size: int, shape: tuple[int, ...]) -> None:
     """Raise MemoryError for an array of `size` bytes that no process can address."""
+    if not size:  # NumPy counts the other axes
+        size = math.prod(n or 1 for n in shape)
     if size > _MOST_BYTES:
         raise MemoryError(f"an array of shape {shape} takes {size} bytes, more than a process can address")
 
