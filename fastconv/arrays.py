@@ -85,7 +85,8 @@ def as_dtype(dtype: Any, name: str = "dtype") -> np.dtype:
     except Exception:  # NumPy has several
         found = None
     if dtype is None or found is None or found not in FLOATS or not found.isnative:
-        raise TypeError(f"{name} must be float32 or float64, got {shown(dtype)}")
+        got = shown(dtype) if dtype is None or found is None else str(found)
+        raise TypeError(f"{name} must be float32 or float64, got {got}")
     return found
 
 
