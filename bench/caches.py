@@ -147,7 +147,8 @@ def damaged(kernel: Callable[[int], int], folder: Path, count: int) -> dict[str,
     bad = status(forked(lambda: wrong(kernel, range(2))))
     for _ in range(count):
         for path in folder.rglob("*.nb*"):
-            path.write_bytes(_garbled(path.read_bytes(), rng))
+            other = rng.choice([other for other in folder.rglob("*.nb*") if other != path])
+            path.write_bytes(_garbled(path.read_bytes(), rng) if rng.random() < 0.8 else other.read_bytes())
         bad += status(forked(lambda: wrong(kernel, range(2)))) != 0
     return {"wrong": bad, "damaged": count}
 

@@ -65,7 +65,7 @@ def main() -> None:
     errors()
     package = Path(fastconv.__file__).parent
     kept = (package, Path(os.environ.get("NUMBA_CACHE_DIR", package)), Path.home() / ".cache")
-    folders = sorted({str(file.parent) for place in kept for file in place.rglob("*.nbi")})
+    folders = sorted({str(file.parent) for place in kept for file in place.rglob("*.nbc")})
     print(json.dumps({"package": str(package), "kernels": folders, "optimize": sys.flags.optimize}))
 
 

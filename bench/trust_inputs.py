@@ -43,16 +43,17 @@ def main() -> None:
         kinds = ("same", "different")
         growing = {kind: workers.submit(limits.run, "growth", kind, str(options.growth)) for kind in kinds}
         outcomes = list(workers.map(lambda name: outcome(name, options), options.only))
+        python, chosen = options.atheris, {}
+        if python:
+            found = workers.map(lambda name: guided.run(python, name, options.guided), options.only)
+            chosen = dict(zip(options.only, found, strict=True))
         memory = {kind: done.result() for kind, done in growing.items()}
-    chosen: dict = {}
-    if options.atheris:
-        chosen = {name: guided.run(options.atheris, name, options.guided) for name in options.only}
     text = report(outcomes, memory, limits.run("scarce"), limits.run("first"), chosen, options)
     print(text)
     if options.markdown:
         put(options.markdown, "inputs", text)
-    if any(o.wrong for o in outcomes):
-        sys.exit("\n".join(text for o in outcomes for text in o.wrong))
+    if wrong := [text for o in outcomes for text in o.wrong] + [text for f in chosen.values() for text in f["wrong"]]:
+        sys.exit("\n".join(wrong))
 
 
 def outcome(name: str, options: argparse.Namespace) -> runs.Outcome:

@@ -85,7 +85,8 @@ def as_dtype(dtype: Any, name: str = "dtype") -> np.dtype:
     except Exception:  # NumPy has several
         found = None
     if dtype is None or found is None or found not in FLOATS or not found.isnative:
-        raise TypeError(f"{name} must be float32 or float64, got {shown(dtype)}")
+        got = shown(dtype) if dtype is None or found is None else str(found)
+        raise TypeError(f"{name} must be float32 or float64, got {got}")
     return found
 
 
@@ -159,6 +160,8 @@ def as_image(x: Any, name: str) -> tuple[np.ndarray, bool]:
 
 def check_room(size: int, shape: tuple[int, ...]) -> None:
     """Raise MemoryError for an array of `size` bytes that no process can address."""
+    if not size:  # NumPy counts the other axes
+        size = math.prod(n or 1 for n in shape)
     if size > _MOST_BYTES:
         raise MemoryError(f"an array of shape {shape} takes {size} bytes, more than a process can address")
 
@@ -179,8 +182,11 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: Any, *inputs: np.ndarray)
         If its shape is wrong, it is read-only or not aligned, its elements share memory with each other
         or with an input.
     """
-    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray) or out.dtype != dtype:
-        raise TypeError(f"out must be a NumPy array of {np.dtype(dtype)}, got {getattr(out, 'dtype', type(out))}")
+    plain_class = type(out) is np.ndarray
+    if not plain_class and (not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray)):
+        raise TypeError(f"out must be a NumPy array of {np.dtype(dtype)}, got {type(out)}")
+    if out.dtype != dtype:
+        raise TypeError(f"out must be a NumPy array of {np.dtype(dtype)}, got {out.dtype}")
     if out.shape != tuple(shape):
         raise ValueError(f"out must have shape {tuple(shape)}, got {out.shape}")
     if not out.flags.writeable or not out.flags.aligned:
@@ -189,7 +195,7 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: Any, *inputs: np.ndarray)
         raise ValueError(f"out has elements that share memory, with strides {out.strides} for shape {out.shape}")
     if any(np.may_share_memory(out, x) and _overlap(out, x) for x in inputs):
         raise ValueError("out must not overlap x or another input; give a separate array")
-    return out.view(np.ndarray)
+    return out if plain_class else out.view(np.ndarray)
 
 
 def target(

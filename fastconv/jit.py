@@ -59,6 +59,7 @@ def source_stamp() -> str:
     return digest.hexdigest()[:16]
 
 
+@global_compiler_lock
 @cache
 def _spare_scipy() -> None:
     """Keep Numba from importing SciPy, which takes longer than everything else that a first call does.
@@ -105,7 +106,9 @@ class _LinkedCode(JITCodeLibrary):
 
     def finalize(self) -> None:
         """Be ready to be linked."""
+        self._raise_if_finalized()
         for library in dict.fromkeys(self._linking_libraries):
+            self._reload_init.update(library._reload_init)
             self._final_module.link_in(library._get_module_for_linking(), preserve=True)
         self._finalized = True
 

@@ -1,10 +1,10 @@
 """Compiled kernels on disk: Numba's cache, with files that processes can share, be killed over and garble.
 
-Numba numbers a function's files and keeps the numbers in an index, which it writes before the file. A process
-that is killed in between, or two that write at once, leave a number that names the code of another kernel; many
-of ours have the same signature, so it would be run. Here the name of a file is a hash of what it holds, there is
-no index, and what does not match its checksum is compiled again. Where nothing can be written, kernels are
-compiled for this process alone, with one warning.
+Numba numbers a function's files and keeps the numbers in an index, which it writes before the file. A process that is
+killed in between, or two that write at once, leave a number that names the code of another kernel; many of ours have
+the same signature, so it would be run. Here the name of a file is a hash of what it was compiled from, there is no
+index, and what does not match its checksum, in which the name counts too, is compiled again. Where nothing can be
+written, kernels are compiled for this process alone, with one warning.
 """
 
 from __future__ import annotations
@@ -25,21 +25,26 @@ class _Files(IndexDataCacheFile):
     """A file for each compiled signature, named by the hash of its key: the checksum, then what Numba keeps."""
 
     def save(self, key: Any, data: Any) -> None:
-        stored = dumps(data)
-        with self._open_for_write(self._place(key)) as file:
-            file.write(sha256(stored).digest() + stored)
+        stored, place = dumps(data), self._place(key)
+        with self._open_for_write(place) as file:
+            file.write(_checksum(place, stored) + stored)
 
     def load(self, key: Any) -> Any:
+        place = self._place(key)
         try:
-            with open(self._place(key), "rb") as file:
+            with open(place, "rb") as file:
                 checksum, stored = file.read(_CHECKSUM), file.read()
         except FileNotFoundError:
             return None
-        return pickle.loads(stored) if checksum == sha256(stored).digest() else None
+        return pickle.loads(stored) if checksum == _checksum(place, stored) else None
 
     def _place(self, key: Any) -> str:
         known_by = repr((self._version, self._source_stamp, key))
         return self._data_path(f"{self._index_name[:-4]}.{sha256(known_by.encode()).hexdigest()[:32]}.nbc")
+
+
+def _checksum(place: str, stored: bytes) -> bytes:
+    return sha256(os.path.basename(place).encode() + stored).digest()
 
 
 class _Cache(FunctionCache):

@@ -315,7 +315,7 @@ def _check_arithmetic(dtype: str = "float32", device: str = "cpu", precision: st
     _check_choice("device", device, DEVICES)
     choices = CPU_DTYPES if device == "cpu" else tuple(_DTYPE_WORD)
     if not isinstance(dtype, str) or dtype not in choices:
-        raise ValueError(f"dtype must be one of {choices} on device {device!r}, got {dtype!r}")
+        raise ValueError(f"dtype must be one of {choices} on device {device!r}, got {shown(dtype)}")
     _check_choice("precision", precision, PRECISIONS)
     if precision == "tf32" and (device, dtype) != ("cuda", "float32"):
         raise ValueError(f"precision 'tf32' is for float32 on device 'cuda', got {dtype} on {device!r}")

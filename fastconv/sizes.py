@@ -95,7 +95,7 @@ def real(value: Any, name: str, least: float = -math.inf, most: float = math.inf
     TypeError
         If it is no number.
     ValueError
-        If it is not from `least`, which is 0 where there is no `most`, to `most`, as NaN never is.
+        If it is below `least`, or above `most`, as NaN is where there is a `least`. `most` counts with a `least` only.
     """
     if not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name} must be a number, got {shown(value)}")

@@ -24,13 +24,14 @@ from fastconv.nn.peak import Step, Visit
 from fastconv.nn.pool import AdaptiveAvgPool2d, AvgPool2d, LPPool2d, MaxPool2d
 from fastconv.nn.receptive import ReceptiveField, fields
 from fastconv.problem import ConvProblem
-from fastconv.sizes import LARGEST, as_size, integer, shown
+from fastconv.sizes import as_size, integer, shown
 
 # Arrays of the size of the parameters that an optimizer keeps.
 OPTIMIZERS = {"sgd": 0, "sgd_momentum": 1, "adagrad": 1, "rmsprop": 1, "adam": 2}
 
 # Batches from whose memory that of others is reckoned: their kernels are those of large ones.
 _PROBES = (32, 64)
+_MOST_IMAGES = 1 << 20  # in a batch: tables of kernels grow with it
 
 # Headings of a table of layers, and the side of their cells.
 COLUMNS = {
@@ -177,7 +178,7 @@ def summary(
     >>> found.parameters, found.layers[0].out_shape
     (224, (1, 8, 30, 30))
     """
-    batch = integer(batch, "batch", least=1, most=LARGEST)
+    batch = integer(batch, "batch", least=1, most=_MOST_IMAGES)
     if optimizer is not None and not (isinstance(optimizer, str) and optimizer in OPTIMIZERS):
         raise ValueError(f"optimizer must be None or one of {', '.join(OPTIMIZERS)}, got {shown(optimizer)}")
     check_network(model, "model")

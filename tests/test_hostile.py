@@ -38,6 +38,7 @@ X, WEIGHT = np.ones((1, 1, 3, 3), np.float32), np.ones((1, 1, 1, 1), np.float32)
     (lambda: softmax(None), TypeError, "grad_output must be"),
     (lambda: nn.Softmax(5)(X), ValueError, "dim must be an axis"),
     (lambda: nn.Softmax(0)(np.broadcast_to(X[0, 0, 0, 0], (2**40,))), MemoryError, "allocate"),
+    (lambda: nn.CrossEntropyLoss()(np.broadcast_to(X[0, 0, 0, 0], (1, 2**40)), [0]), MemoryError, "allocate"),
     (lambda: nn.Flatten(2**62)(X), ValueError, "start_dim must be an axis"),
     (lambda: nn.convnet("INPUT -> [CONV]*999999999 -> FC"), ValueError, "at most"),
     (lambda: optim.Adam([nn.Parameter(X)], betas=()), TypeError, "betas must be two numbers"),

@@ -50,6 +50,34 @@ assert found == [1, 2, 2], found
     run("-c", code, layer=layer)
 
 
+MEETING = """
+import numpy as np
+from fastconv.cpu.kernel import fields
+from fastconv.cpu.launch import fetch_add, run_jobs
+from numba import carray
+from fastconv.jit import record_kernel
+record = np.zeros(1, fields("came", "met"))
+@record_kernel(record.dtype)
+def meet(scratch, record, index):
+    g, turns = carray(record, 1)[0], 0
+    came = g.came
+    fetch_add(came, 1)
+    while fetch_add(came, 0) < 2 and turns < 100_000_000:
+        turns += 1
+    if fetch_add(came, 0) >= 2 and turns < 100_000_000:
+        fetch_add(g.met, 1)
+counts = np.zeros(2, np.int64)
+record["came"], record["met"] = counts.ctypes.data, counts.ctypes.data + 8
+run_jobs(meet, record, 2)
+assert counts.tolist() == [2, 2], counts
+"""
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_two_jobs_run_at_once_though_there_are_more_threads(layer: str) -> None:
+    run("-c", MEETING, layer=layer, threads=4)
+
+
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The threads of every launch that might take more than one."""

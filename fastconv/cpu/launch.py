@@ -26,7 +26,7 @@ from fastconv.cpu.threads import check_stacks, usable_threads
 from fastconv.jit import CFunction, address_kernel, inline, jit, source_stamp
 
 COUNTER_BYTES = 64  # each thread's counter has a cache line to itself
-_HEAD_BYTES = 128  # of the workspace of several threads: what `_launch` hands them
+_HEAD_BYTES = 128  # of the workspace of several threads: up to 16 words that `_launch` hands them, of which it uses 14
 
 
 @intrinsic
@@ -94,20 +94,21 @@ def _in_ranges(function, arrays, workspace, slab, geometry, mode, jobs, thread, 
 def _launch(region, limit, worker, workspace, task):
     """Have each of several threads do its part; the last words of `task` are jobs and threads.
 
-    All of Numba's threads take part, though some may find nothing to do: OpenMP ends those that it does not need.
-
     Numba's threading layer runs ``worker(args, count, steps, data)`` as it runs the kernel of a generalized ufunc: for
-    some neighbouring threads of all those in ``dims``, with each of the addresses in ``args`` moved by as many of its
-    ``steps``. There is one such address, zero, moved by a byte for each thread.
+    ``count`` neighbouring threads, with each of the addresses in ``args`` moved by as many of its ``steps`` as there
+    are threads before. There is one such address, the workspace's, moved by a byte for each thread.
+
+    All of Numba's threads take part, though some find nothing to do: OpenMP ends those that it does not need, and
+    workqueue gives the work of fewer to a single one.
     """
-    jobs, threads = task[-2], task[-1]
+    jobs, threads, team = task[-2], task[-1], _call_for_int(limit)
     head = words(workspace)
-    head[0], head[1], head[2] = 0, threads, 1
+    head[0], head[1], head[2] = workspace, team, 1
     for i in range(len(task)):
         head[3 + i] = task[i]
     for thread in range(threads):
         words(workspace + _HEAD_BYTES + COUNTER_BYTES * thread)[0] = first_job(thread, jobs, threads)
-    call(region, (worker, workspace, workspace + 8, workspace + 16, workspace, 0, 1, _call_for_int(limit)))
+    call(region, (worker, workspace, workspace + 8, workspace + 16, workspace, 0, 1, team))
 
 
 @cache
@@ -119,7 +120,10 @@ def _threading_layer() -> tuple[int, int]:
     """
     check_stacks(numba.config.NUMBA_NUM_THREADS - 1)
     numba.get_num_threads()
-    return llvm.address_of_symbol("numba_parallel_for"), llvm.address_of_symbol("get_num_threads")
+    region, limit = map(llvm.address_of_symbol, ("numba_parallel_for", "get_num_threads"))
+    if region is None or limit is None:
+        raise RuntimeError(f"Numba {numba.__version__} runs parallel regions in a way that fastconv does not know")
+    return region, limit
 
 
 @cache
@@ -188,10 +192,11 @@ def image_launcher() -> Launcher:
     @address_kernel(4)
     def worker(args, count, steps, data):
         _ = stamp
-        task, first = words(data), words(args)[0]
+        task, first = words(data), words(args)[0] - data
         arrays = (task[4], task[5], task[6], task[7])
         for thread in range(first, first + words(count)[0]):
-            _in_ranges(task[3], arrays, task[8], task[9], task[10], task[11], task[12], thread, task[13])
+            if thread < task[13]:
+                _in_ranges(task[3], arrays, task[8], task[9], task[10], task[11], task[12], thread, task[13])
 
     def serial(function, x, y, z, out, scratch, slab, geometry, jobs, mode):
         _ = stamp
@@ -214,9 +219,10 @@ def _record_launcher() -> Launcher:
     @address_kernel(4)
     def worker(args, count, steps, data):
         _ = stamp
-        task, first = words(data), words(args)[0]
+        task, first = words(data), words(args)[0] - data
         for thread in range(first, first + words(count)[0]):
-            _in_ranges(task[3], (), task[4], task[5], task[6], task[7], task[8], thread, task[9])
+            if thread < task[9]:
+                _in_ranges(task[3], (), task[4], task[5], task[6], task[7], task[8], thread, task[9])
 
     def serial(function, scratch, slab, record, jobs, mode):
         _ = stamp

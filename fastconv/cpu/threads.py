@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -13,11 +14,6 @@ from contextlib import contextmanager
 import numba
 
 from fastconv.sizes import integer
-
-try:
-    import resource
-except ImportError:  # not on Windows
-    resource = None  # type: ignore[assignment]
 
 _STACK_BYTES = 8 << 20  # of a thread, where nobody says how many
 _WARNING = (
@@ -92,13 +88,22 @@ def check_stacks(count: int) -> None:
 
     OpenMP ends the process when it cannot start a thread.
     """
+    if sys.platform == "win32":
+        return
+    import resource
+
     size = _STACK_BYTES
-    if resource is not None and (limit := resource.getrlimit(resource.RLIMIT_STACK)[0]) != resource.RLIM_INFINITY:
+    if (limit := resource.getrlimit(resource.RLIMIT_STACK)[0]) != resource.RLIM_INFINITY:
         size = max(size, limit)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    held = []
     try:
-        mmap.mmap(-1, max(1, count) * size).close()
+        held += [mmap.mmap(-1, size, flags=flags, prot=mmap.PROT_READ) for _ in range(count)]
     except (OSError, ValueError) as error:
         raise MemoryError(f"no memory for the stacks of {count} threads, of {size} bytes each") from error
+    finally:
+        for memory in held:
+            memory.close()
 
 
 @contextmanager

@@ -54,14 +54,14 @@ def stored_cubin(kernel: Kernel, capability: tuple[int, int]) -> bytes:
 def _keep(path: Path, data: bytes) -> None:
     """Write a file of which a reader sees all or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        try:
+    descriptor, name = tempfile.mkstemp(dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
             file.write(data)
-            file.flush()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
 
 
 def _key(kernel: Kernel, capability: Capability) -> str:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numba
 import numpy as np
 
-from fastconv.arrays import as_floats, as_image
+from fastconv.arrays import as_floats, as_image, check_room
 from fastconv.cpu.columns import ColumnsProblem, Fold, Unfold
 from fastconv.sizes import Pair, conv_output_size, pair
 
@@ -119,6 +119,9 @@ def _window(kernel_size: Any, dilation: Any, padding: Any, stride: Any) -> Windo
 @lru_cache(maxsize=512)
 def _kernel(kind: Any, batch: int, channels: int, size: Pair, window: Window, dtype: str, threads: int) -> Any:
     high, wide = (conv_output_size(n, f, p, s, d) for n, f, s, p, d in zip(size, *window, strict=True))
+    columns = (batch, channels, math.prod(window[0]), high * wide)
+    for shape in (columns, (batch, channels, *size)):
+        check_room(math.prod(shape) * np.dtype(dtype).itemsize, shape)
     problem = ColumnsProblem(batch, channels, size, (high, wide), *window, dtype)
     # Below this a parallel region costs more than it saves.
     small = math.prod(problem.columns_shape) < 1 << 14

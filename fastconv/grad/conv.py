@@ -54,7 +54,8 @@ def conv2d_input(
     are NaN or left out.
     """
     size = as_size(input_size, "input_size", (3, 4))
-    if not on_gpu(grad_output) and len(size) != as_floats(grad_output, "grad_output", (3, 4)).ndim:
+    grad_output = grad_output if on_gpu(grad_output) else as_floats(grad_output, "grad_output", (3, 4))
+    if not on_gpu(grad_output) and len(size) != grad_output.ndim:
         raise ValueError(f"input_size must have as many axes as grad_output, got {size}")
     return input_gradient(size, weight, grad_output, (stride, padding, dilation, groups), None, algorithm, out)
 
@@ -109,15 +110,9 @@ def conv2d_weight(
     except (KeyError, TypeError):  # TypeError: a list among the arguments
         named = ("grad_output", "input of shape")
         problem = gradient_problem(
-            "backward_weight",
-            image.shape,
-            shape,
-            gradient,
-            options,
-            named,
-            format=memory_format(image),
-            names=("input", "weight_size"),
-        )
+            "backward_weight", image.shape, shape, gradient, options, named,
+            format=memory_format(image), names=("input", "weight_size"),
+        )  # fmt: skip
         kernel = kernel_for(problem, algorithm)[0]
         _calls.remember(key, kernel)
     if out is None:

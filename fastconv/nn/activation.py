@@ -127,7 +127,7 @@ class Softmax(Module):
     def forward(self, x: np.ndarray) -> np.ndarray:
         """Any shape, float32 or float64."""
         x = as_floats(x, "x")
-        axis(self.dim, "dim", x.ndim)
+        axis(self.dim, "dim", len(x.shape))
         output = backend(x).softmax(x, self.dim)
         self.keep(output, output=output)
         return output

@@ -193,8 +193,9 @@ def cross_entropy(output: np.ndarray, classes: np.ndarray, smoothing: float) -> 
     if classes.size and not 0 <= classes.min() <= classes.max() < output.shape[1]:
         raise ValueError(f"target must be in [0, {output.shape[1]}), got {classes.min()} to {classes.max()}")
     rows = np.arange(len(classes))
+    shifted = np.empty_like(output)  # first, for it may be that there is no room
     with np.errstate(over="ignore", invalid="ignore"):  # -inf, whose exp is 0, and NaN, as in torch
-        shifted = output - output.max(axis=1, keepdims=True)
+        np.subtract(output, output.max(axis=1, keepdims=True), out=shifted)
     powers = np.exp(shifted)
     sums = powers.sum(axis=1, keepdims=True)
     logs = shifted - np.log(sums)

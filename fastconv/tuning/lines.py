@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 LONGEST = 1 << 16  # bytes of a line; those of wisdom have one to five thousand
 MOST = 1 << 25  # bytes of a file that are read, the last ones
+_PLAIN = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a pipe is not waited for; bytes as they are
 _PATIENCE = 60.0  # seconds to wait for another process, which holds the lock for a thousandth
 
 
@@ -45,7 +46,7 @@ def read(file: Path, regular: bool = True) -> Iterator[tuple[int, bytes | None]]
 
 
 def _refuse_others(file: str, flags: int) -> int:
-    descriptor = os.open(file, flags | getattr(os, "O_NONBLOCK", 0))
+    descriptor = os.open(file, flags | _PLAIN)
     try:
         _check(descriptor, file)
     except OSError:
@@ -100,7 +101,7 @@ def append(file: Path, data: bytes, whole: Any) -> None:
         ``whole(line)`` says whether a last line without an end is all there: it gets one. Another one, which a
         crash tore, is taken away, unless it is longer than any that is written here.
     """
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0), 0o644)
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND | _PLAIN, 0o644)
     try:
         _check(descriptor, file)
         size = os.fstat(descriptor).st_size

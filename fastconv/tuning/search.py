@@ -168,13 +168,14 @@ def check_threads(threads: int | None) -> int:
 
     Raises
     ------
-    ValueError
-        If there are not so many.
+    TypeError, ValueError
+        If it is no integer, or there are not so many.
     """
     limit = numba.config.NUMBA_NUM_THREADS
-    if threads is not None and not 1 <= integer(threads, "threads") <= limit:
+    wanted = limit if threads is None else integer(threads, "threads")
+    if not 1 <= wanted <= limit:
         raise ValueError(f"threads must be from 1 to {limit} (set NUMBA_NUM_THREADS for more), got {threads}")
-    return threads or limit
+    return wanted
 
 
 def tune_one(problem: Problem, threads: int, seconds: float | None = None, progress: Progress | None = None) -> Result:

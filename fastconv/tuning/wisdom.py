@@ -271,9 +271,9 @@ def remember(entry: Entry) -> Entry:
             _write(store, [row])
     except OSError as error:
         where = path()
-        _warn_once(where, "unwritable", f"measurements count for this process only, the wisdom store fails: {error}")
         _Index.unsaved[where].append(row)
         _changed()
+        _warn_once(where, "unwritable", f"measurements count for this process only, the wisdom store fails: {error}")
     return row.entry
 
 

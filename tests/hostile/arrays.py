@@ -85,12 +85,12 @@ def laid_out(array: np.ndarray, r: Random, layout: str | None = None) -> np.ndar
     elif layout == "fortran":
         array = np.asfortranarray(array)
     elif layout in ("gaps", "backwards"):
-        steps = tuple(slice(None, None, r.choice((1, 2, 3))) for _ in array.shape)
-        wide = np.zeros(tuple(n * (s.step or 1) for n, s in zip(array.shape, steps, strict=True)), array.dtype)
+        steps = (..., *(slice(None, None, r.choice((1, 2, 3))) for _ in array.shape))
+        wide = np.zeros(tuple(n * s.step for n, s in zip(array.shape, steps[1:], strict=True)), array.dtype)
         wide[steps] = array
         array = wide[steps]
         if layout == "backwards" and array.ndim:
-            turned = tuple(slice(None, None, r.choice((1, -1))) for _ in array.shape)
+            turned = (..., *(slice(None, None, r.choice((1, -1))) for _ in array.shape))
             array = guarded(array[turned], end)[turned]
             return array
     elif layout == "broadcast" and array.ndim and array.size:

@@ -69,28 +69,24 @@ def calls(names: list[str], first: int, count: int, state: Path, seconds: float)
     return {**found, "endings": {str(e): n for e, n in endings.items()}}
 
 
-def search(names: list[str], examples: int) -> dict[str, Any]:
-    """Let Hypothesis make calls of each function; what is wrong is made as small as it can be."""
+def search(name: str, examples: int) -> dict[str, Any]:
+    """Let Hypothesis make calls of a function; what is wrong is made as small as it can be."""
     endings = dict.fromkeys(Ending, 0)
-    wrong = []
+    wrong: list = []
 
-    def check(name: str, r: Random) -> None:
+    @settings(max_examples=examples, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.randoms(use_true_random=False))
+    def check(r: Random) -> None:
         signal.alarm(_HANG)
         call = INVENTORY[name](r)
         verdict = judge(call)
         endings[verdict.ending] += 1
         assert verdict.ending is not Ending.WRONG, f"{name}: {verdict.why}\n  {call.text()}"
 
-    options = settings(max_examples=examples, database=None, deadline=None, suppress_health_check=list(HealthCheck))
-
-    def act(name: str) -> None:
-        options(given(st.randoms(use_true_random=False))(lambda r: check(name, r)))()
-
-    for name in names:
-        try:
-            act(name)
-        except AssertionError as error:
-            wrong.append([name, "", str(error)])
+    try:
+        check()
+    except AssertionError as error:
+        wrong.append([name, "", str(error)])
     return {"wrong": wrong, "slowest": 0.0, "endings": {str(e): n for e, n in endings.items()}}
 
 
@@ -101,7 +97,9 @@ def main() -> None:
     faulthandler.register(signal.SIGALRM, all_threads=False, chain=True)
     limit_memory(_ROOM)
     if first == "hypothesis":
-        found = search(names.split(","), int(count))
+        each = [search(name, int(count)) for name in names.split(",")]
+        ends = {str(e): sum(one["endings"][str(e)] for one in each) for e in Ending}
+        found = {"wrong": [w for one in each for w in one["wrong"]], "slowest": 0.0, "endings": ends}
     else:
         found = calls(names.split(","), int(first), int(count), Path(state), float(seconds))
     print(json.dumps(found), flush=True)

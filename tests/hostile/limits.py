@@ -127,7 +127,10 @@ def training() -> Case:
 
     def state() -> bytes:
         own = [parameter.value.tobytes() for parameter in net.parameters()]
-        return b"".join(own) + repr(optimizer.state_dict()["state"]).encode()
+        own += [value.tobytes() for value in net.state_dict().values()]
+        kept = optimizer.state_dict()["state"].values()
+        own += [np.asarray(value).tobytes() for one in kept for value in one.values()]
+        return b"".join(own)
 
     def act() -> Any:
         optimizer.zero_grad()  # of a step that failed
@@ -181,6 +184,7 @@ def scarce() -> dict[str, Any]:
             except Exception as error:
                 room(None)
                 ends["wrong"].append(f"{size} bytes: {error!r:.300}")
+                continue
             finally:
                 room(None)
             if failed:

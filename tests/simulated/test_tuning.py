@@ -277,7 +277,7 @@ def test_a_plan_names_what_does_not_fit() -> None:
         plan(*sent((1, 1, 3, 3)), out=sent((1, 2, 2, 3))[0])
     with pytest.raises(ValueError, match=r"bias must have shape \(2,\), got \(3,\)"):
         fastconv.plan((1, 3, 3), weight, sent((3,))[0])
-    with pytest.raises(TypeError, match="dtype must agree with the weights' float32, got float64"):
+    with pytest.raises(TypeError, match="dtype must agree with the weights' float32, got 'float64'"):
         fastconv.plan((1, 3, 3), weight, dtype="float64")
     with pytest.raises(ValueError, match="x_shape must be"):
         fastconv.plan((3, 3), weight)
