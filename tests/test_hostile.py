@@ -36,6 +36,7 @@ X, WEIGHT = np.ones((1, 1, 3, 3), np.float32), np.ones((1, 1, 1, 1), np.float32)
     (lambda: grad.conv2d_input((1, 1, 3.0, 3), WEIGHT, X), ValueError, "input_size must be a shape"),
     (lambda: grad.conv2d_weight(X, (1, 2, 1, 1), X), ValueError, "weight_size has 2 channels"),
     (lambda: softmax(None), TypeError, "grad_output must be"),
+    (lambda: fastconv.conv_transpose2d(X, WEIGHT, groups=2**62), ValueError, "groups must divide"),
     (lambda: nn.Softmax(5)(X), ValueError, "dim must be an axis"),
     (lambda: nn.Softmax(0)(np.broadcast_to(X[0, 0, 0, 0], (2**40,))), MemoryError, "allocate"),
     (lambda: nn.CrossEntropyLoss()(np.broadcast_to(X[0, 0, 0, 0], (1, 2**40)), [0]), MemoryError, "allocate"),
@@ -59,6 +60,14 @@ def test_an_empty_result_has_no_elements_that_share_memory():
     out = np.empty((0, 1, 3, 3), np.float32)[::2]
     assert fastconv.conv2d(np.empty((0, 1, 3, 3), np.float32), WEIGHT, out=np.lib.stride_tricks.as_strided(
         out, out.shape, (0, 0, 0, 0))).shape == (0, 1, 3, 3)  # fmt: skip
+
+
+@pytest.mark.parametrize("algorithm", [None, "reference", "im2col"])
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
+def test_a_plan_of_no_images_explains_itself(memory_format, algorithm):
+    weight = np.ones((3, 3, 1, 1), np.float32)
+    plan = fastconv.plan((0, 3, 5, 2), weight, memory_format=memory_format, algorithm=algorithm)
+    assert str(plan.explain()).startswith("n0c3h5w2")
 
 
 def test_subclasses_are_seen_as_plain_arrays():

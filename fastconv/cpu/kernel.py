@@ -117,7 +117,7 @@ def share_evenly(
         # No longer than if all jobs were whole, nor than all work shared and one job more (Graham 1969).
         return max(_EVEN, min(-(-jobs // threads) * size, ideal + size * (threads - 1) / threads) / ideal), jobs
 
-    if threads == 1 or cut(per_job)[0] <= _EVEN:
+    if threads == 1 or not ideal or cut(per_job)[0] <= _EVEN:
         return per_job
     pieces = -(-lines // per_job[0])
     fewer_lines = {-(-lines // n) for n in range(pieces, min(lines, most_pieces * pieces) + 1)}

@@ -68,6 +68,8 @@ def conv_transpose2d(
     extra = pair(output_padding, "output_padding", least=0)
     image = extended(image, extra[0] // strides[0], extra[1] // strides[1])
     check_positive(groups, "groups")
+    if image.shape[1] % groups:
+        raise ValueError(f"groups must divide the channels of x ({image.shape[1]}), got {groups}")
     in_size = (image.shape[0], weight.shape[1] * groups, *size)
     options = (stride, padding, dilation, groups)
     named = ("x", "the result")

@@ -63,7 +63,7 @@ def growth(different: bool, calls: int) -> list[float]:
     """Memory after each tenth of the calls: of 12 kinds, of 50 shapes in turn, or of a shape that never comes again."""
     found, made = [resident()], 0
     while made < calls:
-        number = made // 12 if different else made // 12 % 50
+        number = made // 12 * 5381 % 97**2 if different else made // 12 % 50  # small and large images in turn
         for call in mixed(3 + number % 97, 3 + number // 97, 1):
             call()
         made += 12
