@@ -51,8 +51,8 @@ machine was busy with other work: seconds say what order to expect.
 
 **Compiled kernels.** fastconv keeps them by Numba's cache, with files of its own: the name is a hash of what the file
 was compiled from, and a checksum comes first. Processes compile and load 12 tiny kernels of one signature, so the code
-of another one shows; `race` lets two write at once, step by step; `killed` kills processes among eight at random, some of which
-remove the files; `together` starts eight in an empty folder; `damaged` cuts and garbles the files before every
+of another one shows; `race` lets two write at once, step by step; `killed` kills processes among eight at random, some
+of which remove the files; `together` starts eight in an empty folder; `damaged` cuts and garbles the files before every
 process. `unwritable` and `full` allow no file, or none of more than 100 bytes: wrong is all but one warning. Numba
 alone, without fastconv, has an index file, which it writes before the code that it names: after `race` its third
 process runs the other kernel's code, and a damaged file makes calls fail.
