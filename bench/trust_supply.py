@@ -41,8 +41,9 @@ WAYS = {
     "`python -O`": ("-O",), "`python -OO`": ("-OO",), "`python -W error`": ("-W", "error"),
     "`python -X dev`": ("-X", "dev"),
 }  # fmt: skip
-_VERSIONS = ["Python", "packages", "numba", "llvmlite", "numpy", "numba-cuda", "passed", "skipped"]
-_EXTRAS = "What an installation pulls in, on the first of these Pythons; `which` leaves out what fastconv alone has:"
+_VERSIONS = ["Python", "packages", "extra", "numba", "llvmlite", "numpy", "numba-cuda", "passed", "skipped"]
+_INSTALLED = ["installed", "beside fastconv, numba, llvmlite, numpy", "packages", "MiB"]
+_EXTRAS = "What an installation pulls in, on the first of these Pythons; `packages` counts all:"
 _WAYS = "`bench/smoke.py` run in other ways, on the first of these Pythons with its newest packages:"
 _HOSTILE = """\
 Checkpoints that were made to do harm, each loaded by `fastconv.load` in a process of its own. All are refused by a
@@ -51,10 +52,10 @@ grew at its peak. An archive that unpacks to no more than the memory that is fre
 are never unpickled; Numba's cache of kernels is: keep `NUMBA_CACHE_DIR` where only you can write."""
 _VERSIONS_NOTE = """\
 It and the source archive come out the same, byte for byte, when they are built again with `SOURCE_DATE_EPOCH` set;
-`twine check --strict` has nothing to say. Each line is a new environment with the wheel, the extra `test` and the
-newest packages there are for that Python, or, on the first, the oldest that pyproject.toml admits. What ran there,
-beside no other fastconv: `bench/smoke.py`, with right results, and what compiles little of {tests}.
-None failed."""
+`twine check --strict` has nothing to say. Each line is a new environment with the wheel, an extra and the newest
+packages there are for that Python, or, on the first, the oldest that pyproject.toml admits. What ran there, beside no
+other fastconv: `bench/smoke.py`, with right results, and what compiles little of these tests:
+{tests}. None failed."""
 
 
 def main() -> None:
@@ -68,14 +69,14 @@ def main() -> None:
         work = Path(folder)
         wheel, facts = built(work)
         if options.short:
-            print(table(_VERSIONS, [row(work, wheel, pythons[0], "lowest-direct")[1]], left=2))
+            print(table(_VERSIONS, [row(work, wheel, pythons[0], "lowest-direct")[1]], left=3))
             return
         found = [row(work, wheel, python, "highest") for python in pythons]
         found.append(row(work, wheel, pythons[0], "lowest-direct"))
         found += [row(work, wheel, pythons[0], how, "cuda-test") for how in NAMES]
         tables = [
-            introduction(facts), table(_VERSIONS, [cells for _, cells in found], left=2),
-            _EXTRAS, table(["installed", "packages", "MiB", "which"], extras(work, wheel, pythons[0])),
+            introduction(facts), table(_VERSIONS, [cells for _, cells in found], left=3),
+            _EXTRAS, table(_INSTALLED, extras(work, wheel, pythons[0]), left=2),
             _WAYS, table(["how", "result"], ways(work, found[0][0], wheel), left=2),
             _HOSTILE, table(["file", "what it is", "refused with", "MiB"], hostile(work), left=3),
         ]  # fmt: skip
@@ -104,7 +105,7 @@ def row(work: Path, wheel: Path, python: str, how: str, extra: str = "test") -> 
     run(environment.python, SMOKE, **kernels(environment))
     packages = environment.packages()
     versions = (packages.get(name, "") for name in ("numba", "llvmlite", "numpy", "numba-cuda"))
-    return environment, [version, NAMES[how], *versions, *counts]
+    return environment, [version, NAMES[how], extra, *versions, *counts]
 
 
 def run_tests(folder: Path, environment: Environment, names: tuple[str, ...]) -> list[str]:
@@ -134,7 +135,8 @@ def extras(work: Path, wheel: Path, python: str) -> list[list[str]]:
         if not extra and packages != CORE:
             raise ValueError(f"the core pulls in {sorted(packages - CORE)}")
         name = f"fastconv[{extra}]" if extra else "fastconv"
-        rows.append([name, str(len(packages)), f"{environment.mebibytes():.0f}", ", ".join(sorted(packages - CORE))])
+        others = ", ".join(sorted(packages - CORE))
+        rows.append([name, others, str(len(packages)), f"{environment.mebibytes():.0f}"])
         shutil.rmtree(environment.folder)
     return rows
 
@@ -181,11 +183,12 @@ def hostile(work: Path) -> list[list[str]]:
 def introduction(facts: dict[str, int]) -> str:
     """What was done, where and when."""
     here = circumstances(2, 1)
+    tests = "; ".join(f"{extra}: {', '.join(names)}" for extra, names in TESTS.items())
     return "\n".join([
         "Written by `python bench/trust_supply.py --markdown docs/trust.md`, not by hand:",
         f"{here['cpu']}, {here['date']}.", "",
         f"The wheel has {facts['files']} files, {facts['bytes'] >> 10} KiB: the package, its licence, its metadata.",
-        _VERSIONS_NOTE.format(tests=", ".join(f"`{name}`" for names in TESTS.values() for name in names)),
+        _VERSIONS_NOTE.format(tests=tests),
     ])  # fmt: skip
 
 
