@@ -169,10 +169,8 @@ def exactness() -> str:
         "both formats.", "",
         table([*heading, "PyTorch, channels-last", "ratio"], lines, left=2), "",
         "A sum is cut after 128 terms, and the partial sums are added one after the other: 72 of them for 9216 terms,",
-        "781 for 100,000. Where the ratio is above 1.4, in gradients of inputs with 1000 filters and more, and for",
-        "100,000 channels, PyTorch must add in shorter chains: for numbers of one sign, whose sums only grow, its",
-        "error there is little more than that of one rounding, ours that of some. Elsewhere ours is as small, within",
-        "5 percent, or smaller.",
+        "781 for 100,000. Where the ratio is much above 1, PyTorch must add in shorter chains: for numbers of one",
+        "sign, whose sums only grow, its error there is little more than that of one rounding, ours that of some.",
     ])  # fmt: skip
 
 
@@ -186,9 +184,7 @@ def denormals(repeats: int) -> str:
         "", "### Denormal numbers", "",
         "Time with denormal numbers over time without, on one thread, best of rounds; `flushed` is after",
         "`set_flush_denormal(True)`, fastconv's or PyTorch's. What is denormal: the input, the weights, or the",
-        "results alone. The machine is shared, and ratios vary by a tenth, that of the training step by more. It",
-        "depends on the CPU: on this one average pooling alone takes longer, and no longer than without once it",
-        "flushes.", "",
+        "results alone. The machine is shared, and ratios vary by a tenth, that of the training step by more.", "",
         table(["what", "denormal", "fastconv", "flushed", "PyTorch", "flushed"], lines, left=2),
     ])  # fmt: skip
 
