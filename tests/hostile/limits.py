@@ -127,7 +127,6 @@ def training() -> Case:
 
     def state() -> bytes:
         own = [parameter.value.tobytes() for parameter in net.parameters()]
-        own += [value.tobytes() for value in net.state_dict().values()]
         kept = optimizer.state_dict()["state"].values()
         own += [np.asarray(value).tobytes() for one in kept for value in one.values()]
         return b"".join(own)
