@@ -73,7 +73,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as corpus:
         for number in range(_SEEDS):  # long enough for a whole call; from nothing, none would come for long
             Path(corpus, str(number)).write_bytes(Random(number).randbytes(_LENGTH))
-        options = [f"-runs={count}", f"-max_len={_LENGTH}", "-len_control=0", corpus]
+        options = [f"-runs={count}", f"-max_len={_LENGTH}", "-len_control=0", f"-artifact_prefix={corpus}/", corpus]
         atheris.Setup([sys.argv[0], *options], one.hypothesis.fuzz_one_input)
         atheris.Fuzz()
 
