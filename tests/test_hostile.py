@@ -31,6 +31,7 @@ X, WEIGHT = np.ones((1, 1, 3, 3), np.float32), np.ones((1, 1, 1, 1), np.float32)
     (lambda: fastconv.conv2d(X, WEIGHT, padding=10**5000), ValueError, "padding must be at most"),
     (lambda: fastconv.conv2d(X, WEIGHT, algorithm=[]), TypeError, "algorithm must be"),
     (lambda: fastconv.conv2d(X, [[[[1.0]], [[1.0], [2.0]]]]), ValueError, "weight must be an array"),
+    (lambda: fastconv.plan(X.shape, WEIGHT, dtype=10**5000), TypeError, "dtype must be"),
     (lambda: fastconv.max_pool2d(X, 2, ceil_mode=np.zeros(2)), TypeError, "ceil_mode must be True or False"),
     (lambda: fastconv.lp_pool2d(X, 2**1100, 2), ValueError, "norm_type must be positive and finite"),
     (lambda: grad.conv2d_input((1, 1, 3.0, 3), WEIGHT, X), ValueError, "input_size must be a shape"),
