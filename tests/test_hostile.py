@@ -41,6 +41,8 @@ X, WEIGHT = np.ones((1, 1, 3, 3), np.float32), np.ones((1, 1, 1, 1), np.float32)
     (lambda: nn.Softmax(5)(X), ValueError, "dim must be an axis"),
     (lambda: nn.Softmax(0)(np.broadcast_to(X[0, 0, 0, 0], (2**40,))), MemoryError, "allocate"),
     (lambda: nn.CrossEntropyLoss()(np.broadcast_to(X[0, 0, 0, 0], (1, 2**40)), [0]), MemoryError, "allocate"),
+    (lambda: nn.AdaptiveAvgPool2d(1)(np.broadcast_to(X[..., :1, :1], (1, 1, 2**50, 1))), MemoryError, "allocate"),
+    (lambda: grad.lp_pool2d(X, X[:, :0], X, 2, 1), ValueError, "input must not have an empty axis"),
     (lambda: nn.Flatten(2**62)(X), ValueError, "start_dim must be an axis"),
     (lambda: nn.convnet("INPUT -> [CONV]*999999999 -> FC"), ValueError, "at most"),
     (lambda: optim.Adam([nn.Parameter(X)], betas=()), TypeError, "betas must be two numbers"),
