@@ -307,7 +307,7 @@ def check_dtype(dtype: Any, found: str) -> None:
     """Raise TypeError unless `dtype`, of NumPy or PyTorch or a name, is None or that of weights, by name."""
     if dtype is None:
         return
-    text = str(dtype).removeprefix("torch.")
+    text = (dtype if isinstance(dtype, str) else shown(dtype)).removeprefix("torch.")
     name = text if text == "bfloat16" or text.startswith("float") else str(as_dtype(dtype))
     if name != found:
         raise TypeError(f"dtype must agree with the weights' {found}, got {shown(name)}")

@@ -156,6 +156,7 @@ def lp_pool2d(
         from fastconv.functional.gpu.pool import lp_pool2d_input
 
         return lp_pool2d_input(grad_output, input, output, window, algorithm, out)
+    as_image(input, "input")
     y, x = as_floats(output, "output", (3, 4)), as_floats(input, "input", (3, 4))
     grad_output = as_floats(grad_output, "grad_output", (3, 4))
     dtype = grad_output.dtype

@@ -11,7 +11,7 @@ from fastconv.functional.pool import avg_pool2d, lp_pool2d, max_pool2d
 from fastconv.nn.backend import as_floats, backend
 from fastconv.nn.module import Module
 from fastconv.pooling import Pool
-from fastconv.sizes import pair
+from fastconv.sizes import LARGEST, pair
 
 
 class MaxPool2d(Module):
@@ -172,9 +172,8 @@ class AdaptiveAvgPool2d(Module):
     def _window(self, shape: tuple[int, ...]) -> tuple[int, int] | None:
         """The window of the same pooling without an adaptive size, None if parts differ in size or share pixels."""
         (height, width), (parts_high, parts_wide) = shape[2:], self.size_for(shape)
-        if height % parts_high or width % parts_wide:
-            return None
-        return height // parts_high, width // parts_wide
+        window = height // parts_high, width // parts_wide
+        return None if height % parts_high or width % parts_wide or max(window) > LARGEST else window
 
 
 def pooled(x: Any, window: Pool) -> Any:

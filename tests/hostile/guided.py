@@ -10,11 +10,18 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from hostile import process
+
+_PACKAGE = Path(__file__).parents[2] / "fastconv"
+# Numba cannot compile what Atheris has instrumented.
+_COMPILED = [f"fastconv.cpu.{file.stem}" for file in sorted((_PACKAGE / "cpu").glob("*.py"))]
+_COMPILED += [f"fastconv.{file.stem}" for file in sorted(_PACKAGE.glob("reference*.py"))]
+_SEEDS, _LENGTH = 50, 4096
 
 
 def run(python: Path, name: str, count: int) -> dict[str, Any]:
@@ -44,7 +51,7 @@ def main() -> None:
     from hypothesis import strategies as st
 
     name, count = sys.argv[1], int(sys.argv[2])
-    with atheris.instrument_imports(include=["fastconv"]):
+    with atheris.instrument_imports(include=["fastconv"], exclude=_COMPILED):
         import fastconv  # noqa: F401
     from hostile.child import limit_memory
     from hostile.inventory import INVENTORY
@@ -63,8 +70,12 @@ def main() -> None:
         print(json.dumps(found), flush=True)  # the last line counts: nobody knows which call is the last
 
     limit_memory(3 << 30)
-    atheris.Setup([sys.argv[0], f"-runs={count}", "-max_len=4096"], one.hypothesis.fuzz_one_input)
-    atheris.Fuzz()
+    with tempfile.TemporaryDirectory() as corpus:
+        for number in range(_SEEDS):  # long enough for a whole call; from nothing, none would come for long
+            Path(corpus, str(number)).write_bytes(Random(number).randbytes(_LENGTH))
+        options = [f"-runs={count}", f"-max_len={_LENGTH}", "-len_control=0", f"-artifact_prefix={corpus}/", corpus]
+        atheris.Setup([sys.argv[0], *options], one.hypothesis.fuzz_one_input)
+        atheris.Fuzz()
 
 
 if __name__ == "__main__":
