@@ -81,6 +81,12 @@ def test_subclasses_are_seen_as_plain_arrays():
             assert type(fastconv.conv2d(x, weight)) is np.ndarray
 
 
+def test_a_result_goes_into_a_subclass():
+    out = np.zeros((1, 1, 3), np.float32).view(Own)
+    assert fastconv.conv1d(X[0, :, :1], WEIGHT[0], out=out) is out
+    assert (np.asarray(out) == 1).all()
+
+
 def test_every_public_function_has_calls():
     assert missing() == set()
 

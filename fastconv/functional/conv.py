@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.arrays import allocator, as_floats, as_image, check_out, memory_format, on_gpu
+from fastconv.arrays import allocator, as_floats, as_image, check_out, memory_format, on_gpu, plain
 from fastconv.dispatch import kernel_for
 from fastconv.functional.calls import CallCache
 from fastconv.plan import check_bias
@@ -134,7 +134,7 @@ def conv1d(
         check_rank(out, signal.ndim)
     result = conv2d(
         signal[..., None, :], weight[:, :, None, :], bias, (1, stride), padding, (1, dilation), groups,
-        activation=activation, algorithm=algorithm, out=None if out is None else out[..., None, :],
+        activation=activation, algorithm=algorithm, out=None if out is None else plain(out, "out")[..., None, :],
     )  # fmt: skip
     return result[..., 0, :] if out is None else out
 
