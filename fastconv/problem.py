@@ -122,9 +122,9 @@ class ConvProblem:
         channels, filters = int(x_shape[1]), int(weight_shape[0])
         _check_groups(groups, channels, filters, int(weight_shape[1]), names)
         _check_choice("memory_format", rest.get("memory_format", "contiguous"), tuple(_FORMAT_WORD))
-        of = "" if names[0] == "x" else f"{names[0]}'s "
-        sizes = {f"{of}channels": channels, f"{of}height": int(x_shape[2]), f"{of}width": int(x_shape[3])}
-        _check_sizes(int(x_shape[0]), **sizes, **{f"{names[1]}'s filters": filters})
+        sizes = {"channels": channels, "height": int(x_shape[2]), "width": int(x_shape[3])}
+        named = {f"{names[0]}'s {name}": size for name, size in sizes.items()}
+        _check_sizes(int(x_shape[0]), **named, **{f"{names[1]}'s filters": filters})
         _check_arithmetic(**rest)
         if (activation := rest.get("activation")) is not None:
             _check_choice("activation", activation, ACTIVATIONS, "None or ")

@@ -35,6 +35,7 @@ X, WEIGHT = np.ones((1, 1, 3, 3), np.float32), np.ones((1, 1, 1, 1), np.float32)
     (lambda: fastconv.max_pool2d(X, 2, ceil_mode=np.zeros(2)), TypeError, "ceil_mode must be True or False"),
     (lambda: fastconv.lp_pool2d(X, 2**1100, 2), ValueError, "norm_type must be positive and finite"),
     (lambda: grad.conv2d_input((1, 1, 3.0, 3), WEIGHT, X), ValueError, "input_size must be a shape"),
+    (lambda: grad.conv2d_input((1, 1, 3, 0), WEIGHT, X), ValueError, "input_size's width must be at least 1"),
     (lambda: grad.conv2d_weight(X, (1, 2, 1, 1), X), ValueError, "weight_size has 2 channels"),
     (lambda: softmax(None), TypeError, "grad_output must be"),
     (lambda: fastconv.conv_transpose2d(X, WEIGHT, groups=2**62), ValueError, "groups must divide"),
