@@ -215,13 +215,13 @@ def kernel_for(
 @lru_cache(maxsize=512)
 def _kernel_for(problem: Problem, algorithm: str | None, threads: int, max_workspace: int | None) -> tuple[Any, Choice]:
     if problem.device == "cpu":
-        _check_room(getattr(problem, _RESULTS[problem.direction]), np.dtype(problem.dtype))
+        _try_room(getattr(problem, _RESULTS[problem.direction]), np.dtype(problem.dtype))
     choice = choose(problem, algorithm, threads, max_workspace)
     code = algorithms.module_of(problem, choice.candidate.algorithm)
     return code.make(problem, dict(choice.candidate.params), choice.threads), choice
 
 
-def _check_room(shape: tuple[int, ...], dtype: np.dtype) -> None:
+def _try_room(shape: tuple[int, ...], dtype: np.dtype) -> None:
     """Raise MemoryError where there is no memory for a result, before much thought is given to it."""
     check_room(math.prod(shape) * dtype.itemsize, shape)
     np.empty(shape, dtype)  # memory that nobody touches costs next to nothing

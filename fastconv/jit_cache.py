@@ -18,33 +18,29 @@ from typing import Any
 from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
 from numba.core.serialize import dumps
 
-_CHECKSUM = sha256().digest_size
+from fastconv.sealed import sealed, unsealed
 
 
 class _Files(IndexDataCacheFile):
     """A file for each compiled signature, named by the hash of its key: the checksum, then what Numba keeps."""
 
     def save(self, key: Any, data: Any) -> None:
-        stored, place = dumps(data), self._place(key)
+        place = self._place(key)
         with self._open_for_write(place) as file:
-            file.write(_checksum(place, stored) + stored)
+            file.write(sealed(dumps(data), os.path.basename(place)))
 
     def load(self, key: Any) -> Any:
         place = self._place(key)
         try:
             with open(place, "rb") as file:
-                checksum, stored = file.read(_CHECKSUM), file.read()
+                found = unsealed(file.read(), os.path.basename(place))
         except FileNotFoundError:
             return None
-        return pickle.loads(stored) if checksum == _checksum(place, stored) else None
+        return None if found is None else pickle.loads(found)
 
     def _place(self, key: Any) -> str:
         known_by = repr((self._version, self._source_stamp, key))
         return self._data_path(f"{self._index_name[:-4]}.{sha256(known_by.encode()).hexdigest()[:32]}.nbc")
-
-
-def _checksum(place: str, stored: bytes) -> bytes:
-    return sha256(os.path.basename(place).encode() + stored).digest()
 
 
 class _Cache(FunctionCache):

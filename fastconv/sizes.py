@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -87,7 +86,7 @@ def axis(value: Any, name: str, ndim: int) -> int:
     return number % ndim
 
 
-def real(value: Any, name: str, least: float = -math.inf, most: float = math.inf) -> float:
+def real(value: Any, name: str, least: float | None = None, most: float | None = None) -> float:
     """A number as Python's float; `name` is for the error message.
 
     Raises
@@ -95,12 +94,12 @@ def real(value: Any, name: str, least: float = -math.inf, most: float = math.inf
     TypeError
         If it is no number.
     ValueError
-        If it is below `least`, or above `most`, as NaN is where there is a `least`. `most` counts with a `least` only.
+        If it is less than `least` or more than `most`; NaN is neither at least nor at most anything.
     """
     if not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name} must be a number, got {shown(value)}")
-    if not least <= value <= most and least > -math.inf:
-        wanted = "not be negative" if most == math.inf else f"be between {least:g} and {most:g}"
+    if (least is not None and not value >= least) or (most is not None and not value <= most):
+        wanted = "not be negative" if most is None and least == 0 else f"be between {least} and {most}"
         raise ValueError(f"{name} must {wanted}, got {shown(value)}")
     try:
         return float(value)

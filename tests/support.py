@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fastconv import algorithms
-from fastconv.cpu.launch import COUNTER_BYTES, workspace_size
+from fastconv.cpu.region import COUNTER_BYTES, workspace_size
 from fastconv.descriptor import parse
 from fastconv.problem import ConvProblem, MemoryFormat, PoolProblem, Problem
 
@@ -178,7 +178,7 @@ def guarded(array: np.ndarray, end: bool = True) -> np.ndarray:
 
 
 def workspace_without_slack(slab: int, threads: int) -> np.ndarray:
-    """As `fastconv.cpu.launch.workspace`, but a thread that leaves its slab faults where that is the last one."""
+    """As `fastconv.cpu.region.workspace`, but a thread that leaves its slab faults where that is the last one."""
     size = -(-workspace_size(slab, threads) // COUNTER_BYTES) * COUNTER_BYTES
     return guarded(np.full(size, 0xFF, np.uint8))  # NaN, so that nothing relies on zeros
 

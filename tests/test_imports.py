@@ -18,7 +18,7 @@ PACKAGE = Path(fastconv.__file__).parent
 
 # A module imports from its own row and from those above. A name stands for a module or a package.
 ORDER = [
-    ["_version"],
+    ["_version", "sealed"],
     ["sizes", "jit_cache", "free_memory"],
     ["jit"],
     ["pooling"],

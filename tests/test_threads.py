@@ -53,7 +53,8 @@ assert found == [1, 2, 2], found
 MEETING = """
 import numpy as np
 from fastconv.cpu.kernel import fields
-from fastconv.cpu.launch import fetch_add, run_jobs
+from fastconv.cpu.launch import run_jobs
+from fastconv.cpu.region import fetch_add
 from numba import carray
 from fastconv.jit import record_kernel
 record = np.zeros(1, fields("came", "met"))

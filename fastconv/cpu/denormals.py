@@ -15,6 +15,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastconv.jit import inline
+from fastconv.sizes import shown
 
 # Of each machine, the bits that flush: results and operands in MXCSR (FTZ, DAZ), both by one bit in FPCR (FZ).
 _BITS = {"x86_64": 1 << 15 | 1 << 6, "aarch64": 1 << 24, "arm64": 1 << 24}
@@ -70,7 +71,7 @@ def set_flush_denormal(mode: bool) -> bool:
     >>> supported = fastconv.set_flush_denormal(False)
     """
     if not isinstance(mode, bool):
-        raise TypeError(f"mode must be a bool, got {type(mode).__name__} {mode!r:.60}")
+        raise TypeError(f"mode must be a bool, got {shown(mode)}")
     Mode.bits = BITS if mode else 0
     return BITS != 0
 

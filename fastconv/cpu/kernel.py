@@ -15,8 +15,9 @@ from fastconv.algorithms import Params
 from fastconv.arrays import dense_strides, empty
 from fastconv.cpu.denormals import Mode
 from fastconv.cpu.host import host
-from fastconv.cpu.launch import image_launcher, workspace
+from fastconv.cpu.launch import image_launcher
 from fastconv.cpu.pack import Packed, Packer
+from fastconv.cpu.region import workspace
 from fastconv.cpu.threads import usable_threads
 from fastconv.jit import CFunction
 from fastconv.problem import EPILOGUES, ConvProblem
@@ -150,7 +151,7 @@ class Launch:
             memory = new.ctypes.data, new
         if self._serial is not None:
             ids = id(x), id(second), id(third), id(out)
-            self._serial(self._address, *ids, memory[0], self.slab, *self._tail, Mode.bits)
+            self._serial(self._address, memory[0], self.slab, Mode.bits, *self._tail, *ids)
         else:
             arrays, threads = (x, second, third, out), usable_threads(self._threads)
             self._launcher(self._address, arrays, memory[0], self.slab, *self._tail, threads)

@@ -26,8 +26,8 @@ from numba import carray
 from fastconv.cpu import gather_lines
 from fastconv.cpu.gather_lines import fill_run
 from fastconv.cpu.kernel import fields
-from fastconv.cpu.launch import fetch_add
 from fastconv.cpu.memory import get, ints, put
+from fastconv.cpu.region import fetch_add
 from fastconv.jit import inline, job_kernel
 
 MAX, AVERAGE, SQUARES, POWERS = range(4)  # modes; the last two are Lp norms, with p = 2 and any other

@@ -51,7 +51,7 @@ class Work:
     def busiest(self, threads: int) -> int:
         """Operations that are over when the last thread is done, if all threads are equally fast.
 
-        As in `fastconv.cpu.launch`, each begins with a range of neighbouring jobs and then takes the others'.
+        As in `fastconv.cpu.region`, each begins with a range of neighbouring jobs and then takes the others'.
         """
         jobs = len(self.operations)
         threads = max(1, min(threads, jobs))

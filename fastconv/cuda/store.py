@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastconv.cuda.toolkit import Capability, source_stamp
+from fastconv.sealed import sealed, unsealed
 
 if TYPE_CHECKING:
     from fastconv.cuda.kernel import Kernel
-
-
-_CHECKSUM = hashlib.sha256().digest_size
 
 
 def folder() -> Path | None:
@@ -42,12 +40,12 @@ def stored_cubin(kernel: Kernel, capability: tuple[int, int]) -> bytes:
         return kernel.cubin(target)
     path = where / f"{_key(kernel, target)}.cubin"
     with suppress(OSError):
-        stored = path.read_bytes()
-        if stored[:_CHECKSUM] == hashlib.sha256(stored[_CHECKSUM:]).digest():
-            return stored[_CHECKSUM:]
+        stored = unsealed(path.read_bytes(), path.name)
+        if stored is not None:
+            return stored
     code = kernel.cubin(target)
     with suppress(OSError):
-        _keep(path, hashlib.sha256(code).digest() + code)
+        _keep(path, sealed(code, path.name))
     return code
 
 

@@ -18,7 +18,7 @@ from fastconv.nn.module import Module, Parameter
 from fastconv.nn.pool import pooled
 from fastconv.plan import plan
 from fastconv.pooling import Pool
-from fastconv.sizes import integer, padding_pairs, pair, shown
+from fastconv.sizes import Pair, integer, padding_pairs, pair, shown
 
 if TYPE_CHECKING:
     from fastconv.nn.norm import BatchNorm2d
@@ -96,8 +96,9 @@ class Conv2d(Convolution):
         dilation: Any = 1, groups: int = 1, bias: bool = True, *, rng: np.random.Generator | None = None,
         dtype: str = "float32",
     ) -> None:  # fmt: skip
-        height, width = check_sizes(in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
-        in_channels, out_channels, groups = int(in_channels), int(out_channels), int(groups)
+        in_channels, out_channels, groups, (height, width) = check_sizes(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups
+        )
         channels = in_channels // groups
         self.weight, self.bias = kaiming_parameters(
             (out_channels, channels, height, width), (out_channels,), channels * height * width,
@@ -212,8 +213,9 @@ class ConvTranspose2d(Convolution):
         output_padding: Any = 0, groups: int = 1, bias: bool = True, dilation: Any = 1, *,
         rng: np.random.Generator | None = None, dtype: str = "float32",
     ) -> None:  # fmt: skip
-        height, width = check_sizes(in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
-        in_channels, out_channels, groups = int(in_channels), int(out_channels), int(groups)
+        in_channels, out_channels, groups, (height, width) = check_sizes(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups
+        )
         channels = out_channels // groups
         # The fan-in is that of the convolution whose gradient this is, as in torch.
         self.weight, self.bias = kaiming_parameters(
@@ -243,23 +245,20 @@ class ConvTranspose2d(Convolution):
 
 def check_sizes(
     in_channels: int, out_channels: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, groups: int = 1
-) -> tuple[int, int]:
-    """Check what a convolution layer is made with; return its kernel size as a pair.
+) -> tuple[int, int, int, Pair]:
+    """Check what a convolution layer is made with; return its input and output channels, groups and kernel size.
 
     Raises
     ------
-    ValueError
-        Names the argument that is out of range.
+    TypeError, ValueError
+        Names the argument that is no integer, or out of range.
     """
-    in_channels, out_channels = (
-        integer(in_channels, "in_channels", least=1),
-        integer(out_channels, "out_channels", least=1),
-    )
-    groups = integer(groups, "groups", least=1)
+    given = {"in_channels": in_channels, "out_channels": out_channels, "groups": groups}
+    in_channels, out_channels, groups = (integer(value, name, least=1) for name, value in given.items())
     if in_channels % groups or out_channels % groups:
         raise ValueError(
             f"groups must divide in_channels {in_channels} and out_channels {out_channels}, got {shown(groups)}"
         )
     kernel = pair(kernel_size, "kernel_size", least=1)
     padding_pairs(padding, kernel, pair(stride, "stride", least=1), pair(dilation, "dilation", least=1))
-    return kernel
+    return in_channels, out_channels, groups, kernel

@@ -46,8 +46,9 @@ class LocallyConnected2d(Convolution):
         padding: Any = 0, dilation: Any = 1, bias: bool = True, *, rng: np.random.Generator | None = None,
         dtype: str = "float32",
     ) -> None:  # fmt: skip
-        kernel = check_sizes(in_channels, out_channels, kernel_size, stride, padding, dilation)
-        in_channels, out_channels = int(in_channels), int(out_channels)
+        in_channels, out_channels, _, kernel = check_sizes(
+            in_channels, out_channels, kernel_size, stride, padding, dilation
+        )
         strides, dilations = pair(stride, "stride", least=1), pair(dilation, "dilation", least=1)
         pads = padding_pairs(padding, kernel, strides, dilations)
         self.input_size = pair(input_size, "input_size", least=1)

@@ -46,8 +46,8 @@ class Adagrad(Optimizer):
     def buffers(self, group: dict[str, Any]) -> dict[str, float]:
         return {"sum": group["initial_accumulator_value"]}
 
-    def update(self, value: Any, grad: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def update(self, value: Any, grad: Any, state: dict[str, Any], group: dict[str, Any], initial: bool) -> None:
         rate = group["lr"] / (1 + state.setdefault("step", 0) * group["lr_decay"])
         state["step"] += 1
         constants = {"rate": rate, "weight_decay": group["weight_decay"], "eps": group["eps"]}
-        backend(value).update(updates.ADAGRAD, value, grad, self.remembered(state, "sum"), **constants)
+        backend(value).update(updates.ADAGRAD, value, grad, state["sum"], **constants)

@@ -54,9 +54,9 @@ class Adam(Optimizer):
     def buffers(self, group: dict[str, Any]) -> dict[str, float]:
         return dict.fromkeys(("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])), 0)
 
-    def update(self, value: Any, grad: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def update(self, value: Any, grad: Any, state: dict[str, Any], group: dict[str, Any], initial: bool) -> None:
         rule = updates.ADAM_AMSGRAD if group["amsgrad"] else updates.ADAM
-        arrays = [self.remembered(state, name) for name in self.buffers(group)]
+        arrays = [state[name] for name in self.buffers(group)]
         t = state["step"] = state.get("step", 0) + 1
         first, second = group["betas"]
         backend(value).update(

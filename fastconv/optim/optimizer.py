@@ -48,7 +48,6 @@ class Optimizer(ABC):
             groups = [{"params": groups}]
         self.param_groups = [self._group(group, defaults) for group in groups]
         self.state: dict[Parameter, dict[str, Any]] = {}
-        self._new: dict[str, Any] = {}  # for the state of the parameter that is being updated
         everything = [id(p) for group in self.param_groups for p in group["params"]]
         if len(set(everything)) < len(everything):
             raise ValueError("params must hold each Parameter once, got one of them again")
@@ -68,8 +67,8 @@ class Optimizer(ABC):
         return whole
 
     @abstractmethod
-    def update(self, value: Any, grad: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
-        """Move one parameter's `value`, in place. `state` is empty the first time."""
+    def update(self, value: Any, grad: Any, state: dict[str, Any], group: dict[str, Any], initial: bool) -> None:
+        """Move one parameter's `value`, in place; `state` has its `buffers`, and `initial` says if that is all."""
 
     def step(self) -> None:
         """Update all parameters but those that are frozen or have no gradient; on a GPU, without waiting for it.
@@ -83,9 +82,12 @@ class Optimizer(ABC):
         """
         moving = [(group, p) for group in self.param_groups for p in group["params"] if p.requires_grad]
         ready = [(group, p, *self._prepared(group, p)) for group, p in moving if p.grad is not None]
-        for group, parameter, grad, self._new in ready:
+        for group, parameter, grad, new in ready:
+            state = self.state.setdefault(parameter, {})
+            initial = not state
+            state |= new
             with parameter.edit() as value:
-                self.update(value, grad, self.state.setdefault(parameter, {}), group)
+                self.update(value, grad, state, group, initial)
 
     def _prepared(self, group: dict[str, Any], parameter: Parameter) -> tuple[Any, dict[str, Any]]:
         """A parameter's gradient as its update takes it, and arrays for what its state lacks."""
@@ -101,12 +103,6 @@ class Optimizer(ABC):
     def buffers(self, group: dict[str, Any]) -> dict[str, float]:
         """Names of the arrays like the parameter that `update` remembers, and what they are filled with at first."""
         return {}
-
-    def remembered(self, state: dict[str, Any], name: str) -> Any:
-        """An array of a parameter's state, one of `buffers`."""
-        if name not in state:
-            state[name] = self._new[name]
-        return state[name]
 
     def zero_grad(self) -> None:
         """Set the gradients of all parameters to None."""

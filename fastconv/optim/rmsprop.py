@@ -50,10 +50,8 @@ class RMSprop(Optimizer):
         needed = {"square_avg": True, "momentum_buffer": group["momentum"], "grad_avg": group["centered"]}
         return {name: 0 for name, need in needed.items() if need}
 
-    def update(self, value: Any, grad: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def update(self, value: Any, grad: Any, state: dict[str, Any], group: dict[str, Any], initial: bool) -> None:
         rule = updates.RMSPROP_CENTERED if group["centered"] else updates.RMSPROP
-        for name in self.buffers(group):
-            self.remembered(state, name)
         arrays = (state.get(name) for name in ("square_avg", "momentum_buffer", "grad_avg"))
         backend(value).update(
             rule, value, grad, *arrays, rate=group["lr"], eps=group["eps"],

@@ -52,12 +52,11 @@ class SGD(Optimizer):
     def buffers(self, group: dict[str, Any]) -> dict[str, float]:
         return {"momentum_buffer": 0} if group["momentum"] else {}
 
-    def update(self, value: Any, grad: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def update(self, value: Any, grad: Any, state: dict[str, Any], group: dict[str, Any], initial: bool) -> None:
         momentum, constants = group["momentum"], {"rate": group["lr"], "weight_decay": group["weight_decay"]}
         if not momentum:
             backend(value).update(updates.SGD, value, grad, **constants)
             return
-        gain = 1 - group["dampening"] if state else 1
-        buffer = self.remembered(state, "momentum_buffer")
+        gain = 1 if initial else 1 - group["dampening"]
         rule = updates.SGD_NESTEROV if group["nesterov"] else updates.SGD_MOMENTUM
-        backend(value).update(rule, value, grad, buffer, momentum=momentum, gain=gain, **constants)
+        backend(value).update(rule, value, grad, state["momentum_buffer"], momentum=momentum, gain=gain, **constants)

@@ -16,8 +16,9 @@ from numba import carray
 from fastconv.cpu.contract import contract
 from fastconv.cpu.host import host
 from fastconv.cpu.kernel import Geometry, fields, record
-from fastconv.cpu.launch import image_launcher, workspace
+from fastconv.cpu.launch import image_launcher
 from fastconv.cpu.memory import copy
+from fastconv.cpu.region import workspace
 from fastconv.cpu.threads import usable_threads
 from fastconv.jit import job_kernel, source_stamp
 from fastconv.problem import Problem

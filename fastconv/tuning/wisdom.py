@@ -258,8 +258,7 @@ def append(entry: Entry) -> Entry:
         If the store cannot be written. It is then as before, whatever a full disk had taken of the line.
     """
     row = _stamped(entry)
-    with _locked() as store:
-        _write(store, [row])
+    _store(row)
     return row.entry
 
 
@@ -267,8 +266,7 @@ def remember(entry: Entry) -> Entry:
     """`append`; where the store cannot be written the entry counts in this process only, with one warning."""
     row = _stamped(entry)
     try:
-        with _locked() as store:
-            _write(store, [row])
+        _store(row)
     except OSError as error:
         where = path()
         _Index.unsaved[where].append(row)
@@ -289,6 +287,11 @@ def _stamped(entry: Entry) -> Row:
     sources = {name: source_hash(algorithms.source_of(problem, name)) for name in took_part}
     stamped = replace(entry, time=datetime.now(UTC).isoformat(timespec="microseconds"), sources=sources)
     return Row(stamped, validators(stamped.problem, stamped.candidate.algorithm))
+
+
+def _store(row: Row) -> None:
+    with _locked() as store:
+        _write(store, [row])
 
 
 def _write(store: Path, new: Iterable[Row]) -> None:

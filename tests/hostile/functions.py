@@ -168,13 +168,17 @@ def locally_connected2d(r: Random) -> Call:
     return build(fastconv.locally_connected2d, given, kinds, r, by_reference(fastconv.locally_connected2d))
 
 
+def _case(r: Random, local: bool) -> tuple[Any, int, tuple[int, ...]]:
+    """Sizes, the first axis that arrays have, and the shape of the weights."""
+    s = sizes(r, grouped=not local)
+    return s, 1 if _unbatched(r, s) else 0, (*s.weight, *s.y[2:]) if local else s.weight
+
+
 def gradient_of_input(function: Callable[..., Any], local: bool) -> Callable[[Random], Call]:
     oracle = by_reference(function)
 
     def generate(r: Random) -> Call:
-        s = sizes(r, grouped=not local)
-        first = 1 if _unbatched(r, s) else 0
-        weight = (*s.weight, *s.y[2:]) if local else s.weight
+        s, first, weight = _case(r, local)
         given = {
             "input_size": s.x[first:], "weight": random_array(r, weight, s.dtype, special=False),
             "grad_output": random_array(r, s.y[first:], s.dtype), **s.options, **_algorithm(r),
@@ -190,9 +194,7 @@ def gradient_of_weight(function: Callable[..., Any], local: bool) -> Callable[[R
     oracle = by_reference(function)
 
     def generate(r: Random) -> Call:
-        s = sizes(r, grouped=not local)
-        first = 1 if _unbatched(r, s) else 0
-        weight = (*s.weight, *s.y[2:]) if local else s.weight
+        s, first, weight = _case(r, local)
         given = {
             "input": random_array(r, s.x[first:], s.dtype), "weight_size": weight,
             "grad_output": random_array(r, s.y[first:], s.dtype, special=False), **s.options, **_algorithm(r),

@@ -42,14 +42,18 @@ def _image(r: Random, pool: fastconv.Pool) -> tuple[int, ...]:
     return (r.choice((1, 1, 2, 0)), r.choice((1, 2, 3, 17)), *(span + r.randrange(6) for span in spans))
 
 
+def _case(r: Random, mode: str) -> tuple[dict[str, Any], fastconv.Pool, tuple[int, ...], int, str]:
+    """A window as arguments and as a `Pool`, the shape of images, the first axis that arrays have, and a dtype."""
+    given, pool = window(r, mode)
+    shape = _image(r, pool)
+    return given, pool, shape, 1 if shape[0] == 1 and r.random() < 0.3 else 0, r.choice(("float32", "float64"))
+
+
 def _of(mode: str, function: Callable[..., Any]) -> Callable[[Random], Call]:
     oracle = by_reference(function)
 
     def generate(r: Random) -> Call:
-        given, pool = window(r, mode)
-        shape = _image(r, pool)
-        first = 1 if shape[0] == 1 and r.random() < 0.3 else 0
-        dtype = r.choice(("float32", "float64"))
+        given, pool, shape, first, dtype = _case(r, mode)
         given["x"] = (
             np.abs(random_array(r, shape[first:], dtype)) if mode == "lp" else random_array(r, shape[first:], dtype)
         )
@@ -81,10 +85,7 @@ def _gradient(mode: str, function: Callable[..., Any]) -> Callable[[Random], Cal
     oracle = by_reference(function)
 
     def generate(r: Random) -> Call:
-        given, pool = window(r, mode)
-        shape = _image(r, pool)
-        first = 1 if shape[0] == 1 and r.random() < 0.3 else 0
-        dtype = r.choice(("float32", "float64"))
+        given, pool, shape, first, dtype = _case(r, mode)
         out = (*shape[:2], *pool.output_size(shape[2:]))
         given["grad_output"] = random_array(r, out[first:], dtype)
         kinds = {"grad_output": "array"}
