@@ -131,23 +131,13 @@ def own_columns(tile: Any, copies: Copies) -> int:
     return tile.columns * tile.depth // tile.threads // copies.widths[1]
 
 
-@cache
-def slicing(tile: Any, copies: Copies) -> Any:
-    """Three device functions for a `Tile` or an `MmaWeightTile`, and a way of copying.
+def _lanes(tile: Any) -> int:
+    """Threads that share a pixel of a slice."""
+    return tile.threads // tile.depth
 
-    ``start(g, thread, group, split, first_filter, first_column, pixel, columns)`` gives the places in a slice of the
-    left and of the right matrix that a thread writes first, and its filters until the last,
-    ``copy(shared, left_at, right_at, grad, x, g, filters, pixel, columns)`` copies to there and on, ``advance(g,
-    pixel)`` goes on to the next slice. `pixel` and `columns` are local int32 arrays (PIXEL_FIELDS,) and
-    (`own_columns`, COLUMN_FIELDS).
-    """
-    CHANNELS_LAST, DEPTH, LANES = copies.channels_last, tile.depth, tile.threads // tile.depth
-    GRAD_WIDTH, X_WIDTH = copies.widths
-    OWN_FILTERS, OWN_COLUMNS = tile.rows // LANES // GRAD_WIDTH, own_columns(tile, copies)
-    FILTER_STEP, COLUMN_STEP = LANES * GRAD_WIDTH, LANES * X_WIDTH
-    LEFT_PITCH, RIGHT_PITCH = tile.left_pitch, tile.right_pitch
-    copy_grad = copy_async16 if copies.grad_vectors else copy_async4
-    copy_x = copy_async16 if copies.x_vectors else copy_async4
+
+def _own(tile: Any, copies: Copies) -> Any:
+    CHANNELS_LAST, DEPTH, LANES = copies.channels_last, tile.depth, _lanes(tile)
 
     @device
     def own(thread):
@@ -159,6 +149,12 @@ def slicing(tile: Any, copies: Copies) -> Any:
             return number, int32(thread % LANES)
         return int32(thread % DEPTH), int32(thread // DEPTH)
 
+    return own
+
+
+def _start_columns(tile: Any, copies: Copies) -> Any:
+    OWN_COLUMNS, COLUMN_STEP = own_columns(tile, copies), _lanes(tile) * copies.widths[1]
+
     @device
     def start_columns(g, first, columns):
         for t in range(OWN_COLUMNS):
@@ -168,6 +164,13 @@ def slicing(tile: Any, copies: Copies) -> Any:
             row, columns[t, TAP_COLUMN] = int32(r * g.dilation_h - g.top), int32(s * g.dilation_w - g.left)
             columns[t, ELEMENT] = int32(row * g.x_row + columns[t, TAP_COLUMN] * g.x_column + channel * g.x_channel)
             columns[t, TAP_ROW] = row if column < g.columns else int32(-(1 << 30))  # never inside
+
+    return start_columns
+
+
+def _start(tile: Any, copies: Copies) -> Any:
+    own, start_columns, (GRAD_WIDTH, X_WIDTH) = _own(tile, copies), _start_columns(tile, copies), copies.widths
+    LEFT_PITCH, RIGHT_PITCH = tile.left_pitch, tile.right_pitch
 
     @device
     def start(g, thread, group, split, first_filter, first_column, pixel, columns):
@@ -185,6 +188,16 @@ def slicing(tile: Any, copies: Copies) -> Any:
         left_place = int32(number * LEFT_PITCH + lane * GRAD_WIDTH)
         return left_place, int32(number * RIGHT_PITCH + lane * X_WIDTH), int32(g.filters - first)
 
+    return start
+
+
+def _copy(tile: Any, copies: Copies) -> Any:
+    CHANNELS_LAST, (GRAD_WIDTH, X_WIDTH) = copies.channels_last, copies.widths
+    OWN_FILTERS, OWN_COLUMNS = tile.rows // _lanes(tile) // GRAD_WIDTH, own_columns(tile, copies)
+    FILTER_STEP, COLUMN_STEP = _lanes(tile) * GRAD_WIDTH, _lanes(tile) * X_WIDTH
+    copy_grad = copy_async16 if copies.grad_vectors else copy_async4
+    copy_x = copy_async16 if copies.x_vectors else copy_async4
+
     @device
     def copy(shared, left_at, right_at, grad, x, g, filters, pixel, columns):
         inside = pixel[LEFT] > 0
@@ -196,6 +209,12 @@ def slicing(tile: Any, copies: Copies) -> Any:
             row, column = int32(pixel[ROW] + columns[t, TAP_ROW]), int32(pixel[COLUMN] + columns[t, TAP_COLUMN])
             valid = inside and uint32(row) < uint32(g.in_height) and uint32(column) < uint32(g.in_width)
             copy_x(shared, int32(right_at + t * COLUMN_STEP), x, int32(pixel[X] + columns[t, ELEMENT]), valid)
+
+    return copy
+
+
+def _advance(tile: Any) -> Any:
+    DEPTH = tile.depth
 
     @device
     def advance(g, pixel):
@@ -213,4 +232,17 @@ def slicing(tile: Any, copies: Copies) -> Any:
                 pixel[X] += g.x_next_image
                 pixel[GRAD] += g.grad_next_image
 
-    return start, copy, advance
+    return advance
+
+
+@cache
+def slicing(tile: Any, copies: Copies) -> Any:
+    """Three device functions for a `Tile` or an `MmaWeightTile`, and a way of copying.
+
+    ``start(g, thread, group, split, first_filter, first_column, pixel, columns)`` gives the places in a slice of the
+    left and of the right matrix that a thread writes first, and its filters until the last,
+    ``copy(shared, left_at, right_at, grad, x, g, filters, pixel, columns)`` copies to there and on, ``advance(g,
+    pixel)`` goes on to the next slice. `pixel` and `columns` are local int32 arrays (PIXEL_FIELDS,) and
+    (`own_columns`, COLUMN_FIELDS).
+    """
+    return _start(tile, copies), _copy(tile, copies), _advance(tile)
