@@ -30,11 +30,13 @@ import fastconv
 from fastconv import grad
 
 CALLERS = 8
+Kinds = list[tuple[Callable[[], np.ndarray], np.ndarray]]
+Caller = Callable[[int, int], int]
 _ROUND = 200  # calls of each caller in a round; fewer are not timed
 
 
 @cache
-def mixed() -> list[tuple[Callable[[], np.ndarray], np.ndarray]]:
+def mixed() -> Kinds:
     """Calls of many kinds, tiny ones and some that are worth threads, each with its result in one thread."""
     rng = np.random.default_rng(0)
 
@@ -67,9 +69,14 @@ def mixed() -> list[tuple[Callable[[], np.ndarray], np.ndarray]]:
 
 def wrong(caller: int, calls: int) -> int:
     """How many of so many calls give another result than in one thread; each caller begins with another kind."""
-    kinds = mixed()
-    turns = (kinds[(caller + turn) % len(kinds)] for turn in range(calls))
-    return sum(not np.array_equal(call(), expected) for call, expected in turns)
+    return sum(not np.array_equal(result, expected) for result, expected in results(mixed(), caller, calls))
+
+
+def results(kinds: Kinds, caller: int, calls: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """What so many calls return, and what they should."""
+    for turn in range(calls):
+        call, expected = kinds[(caller + turn) % len(kinds)]
+        yield call(), expected
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -79,25 +86,25 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
-def in_turn(calls: int) -> int:
+def in_turn(calls: int, caller: Caller = wrong) -> int:
     """Every caller's calls, one caller after the other."""
-    return sum(wrong(caller, calls) for caller in range(CALLERS))
+    return sum(caller(number, calls) for number in range(CALLERS))
 
 
-def compare(calls: int, together: Callable[[int], int]) -> dict[str, Any]:
+def compare(calls: int, together: Callable[[int], int], caller: Caller = wrong) -> dict[str, Any]:
     """Seconds of the calls `in_turn` and `together`, by rounds in turns, and the median of the ratios."""
-    bad, rounds = wrong(0, len(mixed())), []  # loads the code for several threads
+    bad, rounds = caller(0, len(mixed())), []  # loads the code for several threads
     if calls < _ROUND:
         return {"wrong": bad + together(calls)}
     for _ in range(calls // _ROUND):
-        one, found = timed(lambda: in_turn(_ROUND))
+        one, found = timed(lambda: in_turn(_ROUND, caller))
         many, others = timed(lambda: together(_ROUND))
         bad, rounds = bad + found + others, [*rounds, (one, many)]
     seconds = {"alone": sum(one for one, _ in rounds), "together": sum(many for _, many in rounds)}
     return {"wrong": bad, **seconds, "ratio": statistics.median(many / one for one, many in rounds)}
 
 
-def crowd(caller: Callable[[int, int], int], calls: int) -> int:
+def crowd(caller: Caller, calls: int) -> int:
     """All callers at once, in Python's own threads."""
     with ThreadPoolExecutor(CALLERS) as pool:
         return sum(pool.map(caller, range(CALLERS), [calls] * CALLERS))
@@ -111,6 +118,20 @@ def threads(calls: int) -> dict[str, Any]:
 def limited(calls: int) -> dict[str, Any]:
     """As `threads`, every caller limited to one thread."""
     return compare(calls, lambda part: crowd(fastconv.threads(1)(wrong), part))
+
+
+def peer(calls: int) -> dict[str, Any]:
+    """As `threads`, with the same calls of PyTorch's, whose results may differ by rounding."""
+    import crowd_peer
+    import torch
+
+    torch.set_num_threads(numba.config.NUMBA_NUM_THREADS)
+    kinds = crowd_peer.calls()
+
+    def far(caller: int, part: int) -> int:
+        return sum(not np.allclose(result, expected, atol=1e-4) for result, expected in results(kinds, caller, part))
+
+    return compare(calls, lambda part: crowd(far, part), far)
 
 
 def joblib(calls: int) -> dict[str, Any]:
@@ -250,7 +271,7 @@ def dataloader(calls: int) -> dict[str, Any]:
 SCENARIOS = {
     scenario.__name__: scenario
     for scenario in (
-        threads, limited, joblib, dask, torch,
+        threads, limited, peer, joblib, dask, torch,
         fork, spawn, forkserver, fork_amid_threads, fork_after_torch, dataloader,
     )
 }  # fmt: skip

@@ -20,10 +20,10 @@ from pages import put
 from report import circumstances, table
 
 _CROWDS = Path(__file__).with_name("crowds.py")
-_FAIR = {"torch": 2.0}  # the share of time that is fair: PyTorch gets half of the machine
 _RUNS = [
     *[(scenario, layer) for scenario in ("threads", "limited") for layer in ("omp", "tbb", "workqueue")],
     ("threads", "one thread"),
+    ("peer", ""),
     *[(scenario, "omp") for scenario in ("joblib", "dask", "torch")],
     *[(scenario, layer) for scenario in ("fork", "fork_amid_threads") for layer in ("omp", "tbb", "workqueue")],
     *[(scenario, "omp") for scenario in ("spawn", "forkserver", "fork_after_torch", "dataloader")],
@@ -53,7 +53,12 @@ def row(scenario: str, layer: str, options: argparse.Namespace) -> list[str]:
     if done.returncode:
         return [scenario, layer, f"exit status {done.returncode}", "", "", "", ""]
     found = json.loads(done.stdout.splitlines()[-1])
-    return [scenario, layer, str(found["wrong"]), *times(found, _FAIR.get(scenario, 1.0))]
+    return [scenario, layer, str(found["wrong"]), *times(found, fair(scenario, layer, options.threads))]
+
+
+def fair(scenario: str, layer: str, cores: int) -> float:
+    """The share of time that is fair: one thread leaves cores to others, PyTorch takes half of the machine."""
+    return 1 / cores if layer == "one thread" else 2.0 if scenario == "torch" else 1.0
 
 
 def run(scenario: str, layer: str, options: argparse.Namespace) -> subprocess.CompletedProcess:
@@ -61,7 +66,7 @@ def run(scenario: str, layer: str, options: argparse.Namespace) -> subprocess.Co
     single = layer == "one thread"
     environment = {
         **os.environ,
-        "NUMBA_THREADING_LAYER": "default" if single else layer,
+        "NUMBA_THREADING_LAYER": "default" if single else layer or "omp",
         "NUMBA_NUM_THREADS": "1" if single else str(options.threads),
         "LD_LIBRARY_PATH": f"{sys.prefix}/lib:{os.environ.get('LD_LIBRARY_PATH', '')}",  # where pip puts TBB
     }
@@ -73,7 +78,7 @@ def times(found: dict[str, Any], fair: float) -> list[str]:
     """The cells about times, empty where a scenario has none."""
     if "ratio" not in found:
         return [""] * 4
-    return [f"{found['alone']:.2f}", f"{found['together']:.2f}", f"{found['ratio']:.2f}", f"{fair:.0f}"]
+    return [f"{found['alone']:.2f}", f"{found['together']:.2f}", f"{found['ratio']:.2f}", f"{fair:g}"]
 
 
 def report(rows: list[list[str]], options: argparse.Namespace) -> str:
@@ -88,9 +93,10 @@ def report(rows: list[list[str]], options: argparse.Namespace) -> str:
         f"Each of 8 callers (threads, or processes in turn) makes {options.calls} calls of 13 kinds: convolutions,",
         "their gradients, pooling, columns and plans; every result must be, bit for bit, that of one thread. What",
         "hangs or dies is named. The ratio, a median of rounds, is the time of the calls at once over that of the",
-        "same calls in turn, beside PyTorch for the scenario of that name; `fair` is the ratio if nothing is lost. The",
-        "machine is shared: seconds, and ratios too, vary with what others run on it. `bench/crowds.py` has the",
-        "scenarios.", "",
+        "same calls in turn, beside PyTorch for the scenario `torch`; `fair` is the ratio if nothing is lost, not even",
+        "to Python's own lock, which callers hold between their calls: `limited` ones need no threads but their own.",
+        "`peer` are the same calls of PyTorch's. The machine is shared: seconds, and ratios too, vary with what others",
+        "run on it. `bench/crowds.py` has the scenarios.", "",
         table(heading, rows, left=2),
     ])  # fmt: skip
 

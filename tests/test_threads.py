@@ -79,6 +79,53 @@ def test_two_jobs_run_at_once_though_there_are_more_threads(layer: str) -> None:
     run("-c", MEETING, layer=layer, threads=4)
 
 
+CROWD = """
+import threading
+import numpy as np
+from fastconv.cpu.kernel import fields
+from fastconv.cpu.launch import run_jobs
+from fastconv.cpu.memory import words
+from fastconv.cpu.region import fetch_add
+from numba import carray
+from fastconv.jit import record_kernel
+record = np.zeros(1, fields("came", "leave", "places"))
+@record_kernel(record.dtype)
+def note(scratch, record, index):
+    g = carray(record, 1)[0]
+    words(g.places)[index] = scratch
+    came = g.came
+    fetch_add(came, 1)
+    while fetch_add(g.leave, 0) == 0 and fetch_add(came, 0) < 2:
+        pass
+def launch():
+    word = np.zeros(4, np.int64)
+    mine = record.copy()
+    mine["came"], mine["leave"], mine["places"] = (word.ctypes.data + 8 * n for n in range(3))
+    return word, lambda: run_jobs(note, mine, 2, slab=64)
+word, call = launch()
+call()
+assert word[2] != word[3], "two threads meet"
+held, hold = launch()
+held[0] = -2  # its jobs do not meet, but wait
+other = threading.Thread(target=hold)
+other.start()
+while held[0] < 0:  # until both have come, on two threads
+    pass
+word, call = launch()
+word[1] = 1
+call()
+held[1] = 1
+other.join()
+assert word[2] == word[3], "alone beside another launch"
+assert held[2] != held[3]
+"""
+
+
+@pytest.mark.parametrize("layer", ["omp", "tbb"])
+def test_callers_share_the_threads(layer: str) -> None:
+    run("-c", CROWD, layer=layer)
+
+
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The threads of every launch that might take more than one."""

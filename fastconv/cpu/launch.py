@@ -38,8 +38,8 @@ class Launcher:
     ----------
     worker, serial, parallel : callable
         To be compiled: ``serial(function, scratch, slab, mode, geometry, jobs, *arrays)``, and
-        ``parallel(region, limit, worker, function, workspace, slab, mode, geometry, jobs, threads, *arrays)``, which
-        has threads run ``worker(args, count, steps, data)``.
+        ``parallel(region, limit, crowd, worker, function, workspace, slab, mode, geometry, jobs, threads, *arrays)``,
+        which has threads run ``worker(args, count, steps, data)``.
     arrays : int
     """
 
@@ -54,7 +54,7 @@ class Launcher:
     @cached_property
     def parallel(self) -> Any:
         """The compiled function for several threads."""
-        return jit(self._parallel, types.void(*[types.int64] * (10 + self._arrays)))
+        return jit(self._parallel, types.void(*[types.int64] * (11 + self._arrays)))
 
     def __call__(
         self, function: int, arrays: tuple, memory: int, slab: int, geometry: int, jobs: int, threads: int
@@ -88,10 +88,10 @@ def image_launcher() -> Launcher:
         arrays = (data_of(x), data_of(y), data_of(z), data_of(out))
         run_alone(function, scratch, slab, mode, geometry, jobs, arrays)
 
-    def parallel(region, limit, worker, function, workspace, slab, mode, geometry, jobs, threads, x, y, z, out):
+    def parallel(region, limit, crowd, worker, function, workspace, slab, mode, geometry, jobs, threads, x, y, z, out):
         _ = stamp
         arrays = (data_of(x), data_of(y), data_of(z), data_of(out))
-        run_together(region, limit, worker, (function, workspace, slab, mode, geometry, jobs, threads, *arrays))
+        run_together(region, limit, crowd, worker, (function, workspace, slab, mode, geometry, jobs, threads, *arrays))
 
     return Launcher(worker, serial, parallel, 4)
 
@@ -110,9 +110,9 @@ def _record_launcher() -> Launcher:
         _ = stamp
         run_alone(function, scratch, slab, mode, record, jobs, ())
 
-    def parallel(region, limit, worker, function, workspace, slab, mode, record, jobs, threads):
+    def parallel(region, limit, crowd, worker, function, workspace, slab, mode, record, jobs, threads):
         _ = stamp
-        run_together(region, limit, worker, (function, workspace, slab, mode, record, jobs, threads))
+        run_together(region, limit, crowd, worker, (function, workspace, slab, mode, record, jobs, threads))
 
     return Launcher(worker, serial, parallel, 0)
 

@@ -27,6 +27,7 @@ from fastconv.jit import inline
 
 COUNTER_BYTES = 64  # each thread's counter has a cache line to itself
 _HEAD_BYTES = 128
+_crowd = np.zeros(2, np.int64)  # launches on several threads that run now, and the threads that Numba has
 
 
 def workspace(slab: int, threads: int) -> np.ndarray:
@@ -103,19 +104,32 @@ def _run_in_ranges(function, workspace, slab, mode, geometry, jobs, threads, arr
 
 
 @inline
-def run_together(region, limit, worker, task):
+def run_together(region, limit, crowd, worker, task):
     """All jobs on several threads, each of which does its `run_part` of the region.
 
     `task` is (function, workspace, slab, mode, geometry, jobs, threads, *arrays), as `run_part` finds it in the head.
+    At the address `crowd` is how many launches are in here, and how many threads there are for all of them. Each takes
+    its share: where there are as many callers as threads, each computes alone.
+    """
+    threads = min(task[6], words(crowd)[1] // (fetch_add(crowd, 1) + 1))
+    if threads > 1:
+        _run_in_region(region, _call_for_int(limit), worker, (*task[:6], threads, *task[7:]))
+    else:
+        run_alone(*task[:6], task[7:])
+    fetch_add(crowd, -1)
 
-    Numba's threading layer runs ``worker(args, count, steps, data)`` as it runs the kernel of a generalized ufunc: for
-    ``count`` neighbouring threads, with each of the addresses in ``args`` moved by as many of its ``steps`` as there
-    are threads before. There is one such address, the workspace's, moved by a byte for each thread.
+
+@inline
+def _run_in_region(region, team, worker, task):
+    """Numba's threading layer runs ``worker(args, count, steps, data)`` as the kernel of a generalized ufunc.
+
+    It does so for ``count`` neighbouring threads, with each of the addresses in ``args`` moved by as many of its
+    ``steps`` as there are threads before. There is one such address, the workspace's, moved by a byte for each thread.
 
     All of Numba's threads take part, though some find nothing to do: OpenMP ends those that it does not need, and
     workqueue gives the work of fewer to a single one.
     """
-    workspace, jobs, threads, team = task[1], task[5], task[6], _call_for_int(limit)
+    workspace, jobs, threads = task[1], task[5], task[6]
     head = words(workspace)
     head[0], head[1], head[2] = workspace, team, 1
     for i in range(len(task)):
@@ -141,18 +155,21 @@ def run_part(args, count, data, arrays):
 
 
 @cache
-def threading_layer() -> tuple[int, int]:
-    """Addresses of functions of Numba's threading layer, chosen now: to run a parallel region, and for its threads.
+def threading_layer() -> tuple[int, int, int]:
+    """Addresses for `run_together`: of a function that runs a parallel region, one for its threads, and `_crowd`.
+
+    The functions are of Numba's threading layer, which is chosen now.
 
     ``numba_parallel_for(function, args, dims, steps, data, inner dimensions, number of args, threads)`` is what Numba
     compiles a parallel loop to. Calling it takes a second less to compile, and no GIL.
     """
     check_stacks(numba.config.NUMBA_NUM_THREADS - 1)
     numba.get_num_threads()
+    _crowd[1] = numba.config.NUMBA_NUM_THREADS
     region, limit = map(llvm.address_of_symbol, ("numba_parallel_for", "get_num_threads"))
     if region is None or limit is None:
         raise RuntimeError(f"Numba {numba.__version__} runs parallel regions in a way that fastconv does not know")
-    return region, limit
+    return region, limit, _crowd.ctypes.data
 
 
 @cache
