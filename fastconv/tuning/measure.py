@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from statistics import median
 from time import monotonic, perf_counter_ns
 from typing import Any, TypeAlias, TypeVar
 
@@ -69,7 +68,7 @@ class Timing:
     @property
     def median_ns(self) -> float:
         """The median sample."""
-        return median(self.samples)
+        return float(np.median(self.samples))
 
     @property
     def spread(self) -> float:
