@@ -411,5 +411,7 @@ def test_errors_about_what_the_forward_pass_kept() -> None:
         grad.lp_pool2d(GRADIENT, x, x, 2, 2)
     with pytest.raises(ValueError, match="grad_output must have shape"):
         grad.lp_pool2d(GRADIENT, x[..., 1:], y, 2, 2)
+    with pytest.raises(ValueError, match="input must have as many axes as grad_output"):
+        grad.lp_pool2d(GRADIENT[0], x, y[0], 2, 2)
     with pytest.raises(ValueError, match="algorithm must be None or one of direct, reference"):
         grad.max_pool2d(GRADIENT, INDICES, SIZE, algorithm="im2col")

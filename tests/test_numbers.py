@@ -12,12 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from crowds import run
+from support import FORMATS, as_format
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 import nonfinite
 from nonfinite import CASES, FORWARD, INPUT, WEIGHT
 
+import fastconv
 from fastconv import dispatch, networks
+from fastconv.problem import MemoryFormat
 
 _BENCH = Path(__file__).parents[1] / "bench"
 SHORT = [
@@ -62,3 +65,33 @@ def test_without_wisdom_the_choice_does_not_depend_on_the_threads(direction: str
         problem = layer if direction == "forward" else layer.without_epilogue(direction)
         one, *more = (dispatch.choose(problem, threads=threads).candidate for threads in (1, 2, 4, 16))
         assert all(candidate == one for candidate in more), problem.descriptor
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("channels", [127, 128, 129, 2047, 2048, 2049, 4096, 4224, 6273])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_no_part_of_a_long_sum_is_lost(kernel: int, channels: int, memory_format: MemoryFormat) -> None:
+    rng = np.random.default_rng(channels)
+    x = rng.integers(-3, 4, (1, channels, 3, 5)).astype(np.float32)
+    weight = rng.integers(-3, 4, (7, channels, kernel, kernel)).astype(np.float32)
+    bias = rng.integers(-3, 4, 7).astype(np.float32)
+    expected = bias.astype(int)[:, None, None] + products(x, weight)
+    for algorithm in ("direct", "im2col", "tiled"):
+        result = fastconv.conv2d(as_format(x, memory_format), weight, bias, algorithm=algorithm)
+        np.testing.assert_array_equal(result[0], expected, algorithm)  # sums of small integers are exact
+
+
+def products(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """The convolution of one image, in integers."""
+    windows = np.lib.stride_tricks.sliding_window_view(x[0].astype(int), weight.shape[2:], (1, 2))
+    return np.einsum("chwrs,kcrs->khw", windows, weight.astype(int))
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_long_sums_of_one_sign_round_little(memory_format: MemoryFormat) -> None:
+    rng = np.random.default_rng(0)
+    x, weight = (rng.random(shape, dtype=np.float32) for shape in ((1, 100_000, 2, 2), (16, 100_000, 1, 1)))
+    result = fastconv.conv2d(as_format(x, memory_format), weight, algorithm="direct")
+    exact = np.einsum("chw,kc->khw", x[0].astype(float), weight[:, :, 0, 0].astype(float))
+    # One long chain is off by 1e-4, chains of 128 by 1e-6.
+    assert np.abs(result[0] / exact - 1).max() < 5e-7

@@ -10,8 +10,9 @@ For a tile of ``rows`` x ``VECS`` vectors it computes::
 
 The accumulators stay in registers. After every `_PARTIAL` steps they are added to the totals and start
 again from zero: a sum of partial sums rounds several times less than one long sum (Higham, 1993), for a
-few percent of time. The cache lines of the result are asked for at the start, for a store to memory that
-is far away takes longer than a short sum.
+few percent of time. The totals of a sum of more than `_LONG` steps start again, too. The cache lines of
+the result are asked for at the start, for a store to memory that is far away takes longer than a short
+sum.
 
 Only the tile (ROWS, VECS) is fixed when the kernel is compiled; everything else is a run-time address,
 stride or trip count, so that a short menu of tiles serves every shape, both memory formats and every
@@ -31,11 +32,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastconv.cpu.emit import LINE_BYTES, Emitter, prefetch
+from fastconv.cpu.emit import LINE_BYTES, Emitter, prefetch, short_loop
 from fastconv.cpu.host import host
 
 _I64 = ir.IntType(64)
 _PARTIAL = 128  # steps of a partial sum: near the square root of long sums, and seldom enough to be cheap
+_LONG = 16 * _PARTIAL  # steps of a total, where there is more than one
 
 
 @intrinsic(prefer_literal=True)
@@ -105,21 +107,11 @@ def _emit_contract(
     for (_, v), pointer in pointers.items():
         if v * emit.lanes * emit.itemsize % LINE_BYTES == 0:
             prefetch(bld, pointer, write=True, level=1)
-    # Loop-carried values live on the stack, which LLVM turns into registers.
-    acc, total = ({k: cgutils.alloca_once(bld, emit.vector) for k in tile} for _ in range(2))
+    sums = _Sums(emit, tile, is_long=bld.icmp_signed(">", bld.mul(n_taps, n_steps), _I64(_LONG)))
     for r, v in tile:
         start = emit.load(emit.at(init, bld.mul(row[r], init_row), bld.mul(_I64(v), init_vector)))
-        bld.store(start, total[r, v])
-        bld.store(emit.constant(0.0), acc[r, v])
-    a_now, b_now, summed = (cgutils.alloca_once(bld, kind) for kind in (a.type, b.type, _I64))
-    bld.store(_I64(0), summed)
-
-    def fold() -> None:
-        """Add the partial sums to the totals, and start new ones."""
-        for k in tile:
-            bld.store(bld.fadd(bld.load(total[k]), bld.load(acc[k])), total[k])
-            bld.store(emit.constant(0.0), acc[k])
-        bld.store(_I64(0), summed)
+        bld.store(start, sums.total[r, v])
+    a_now, b_now = (cgutils.alloca_once(bld, kind) for kind in (a.type, b.type))
 
     pieces = bld.udiv(bld.add(n_steps, _I64(_PARTIAL - 1)), _I64(_PARTIAL))
     with cgutils.for_range(bld, n_taps) as tap:
@@ -127,19 +119,16 @@ def _emit_contract(
         bld.store(emit.at(a, bld.load(pair)), a_now)
         bld.store(emit.at(b, bld.load(bld.gep(pair, [_I64(1)]))), b_now)
         with cgutils.for_range(bld, pieces) as piece:
-            with bld.if_then(bld.icmp_signed(">=", bld.load(summed), _I64(_PARTIAL))):
-                fold()
+            sums.fold()
             left = bld.sub(n_steps, bld.mul(piece.index, _I64(_PARTIAL)))
             count = emit.minimum(left, _I64(_PARTIAL))
             with cgutils.for_range(bld, count):
                 a_ptr, b_ptr = bld.load(a_now), bld.load(b_now)
-                _multiply_add(emit, acc, a_ptr, a_offset, b_ptr, vector, a_vector)
+                _multiply_add(emit, sums.acc, a_ptr, a_offset, b_ptr, vector, a_vector)
                 bld.store(emit.at(a_ptr, a_step), a_now)
                 bld.store(emit.at(b_ptr, b_step), b_now)
-            bld.store(bld.add(bld.load(summed), count), summed)
-    fold()
-    result = {k: bld.load(total[k]) for k in tile}
-    total = activated(emit, result, epilogue)
+            sums.count(count)
+    total = activated(emit, sums.result(), epilogue)
     with bld.if_else(bld.icmp_signed("<", lanes, _I64(n_vecs * emit.lanes))) as (partial, whole):
         with partial:
             for r, v in tile:
@@ -147,6 +136,60 @@ def _emit_contract(
         with whole:
             for k in tile:
                 emit.store(total[k], pointers[k])
+
+
+class _Sums:
+    """The sums of a tile, in parts: accumulators, totals of them, and for long sums a sum of totals.
+
+    LLVM keeps as many in registers as there are; the sums of totals are seldom touched, and stay in memory.
+    """
+
+    def __init__(self, emit: Emitter, tile: list, is_long: ir.Value) -> None:
+        self.emit, self.is_long, self.tile = emit, is_long, tile
+        bld = emit.builder
+        self.acc, self.total = ({k: cgutils.alloca_once(bld, emit.vector) for k in tile} for _ in range(2))
+        self._sums = cgutils.alloca_once(bld, ir.ArrayType(emit.vector, len(tile)))
+        self._in_acc, self._in_total = (cgutils.alloca_once_value(bld, _I64(0)) for _ in range(2))
+        self._clear(self.acc)
+        with bld.if_then(is_long), short_loop(bld, _I64(len(tile))) as n:
+            bld.store(emit.constant(0.0), bld.gep(self._sums, [_I64(0), n]))
+
+    def count(self, steps: ir.Value) -> None:
+        """Say that the accumulators have grown by so many steps."""
+        bld = self.emit.builder
+        bld.store(bld.add(bld.load(self._in_acc), steps), self._in_acc)
+
+    def fold(self) -> None:
+        """Add the accumulators to the totals if they have enough steps, and totals that have to their sums."""
+        bld = self.emit.builder
+        with bld.if_then(bld.icmp_signed(">=", bld.load(self._in_acc), _I64(_PARTIAL))):
+            self._add(self.total, self.acc)
+            self._clear(self.acc)
+            bld.store(bld.add(bld.load(self._in_total), bld.load(self._in_acc)), self._in_total)
+            bld.store(_I64(0), self._in_acc)
+            with bld.if_then(bld.icmp_signed(">=", bld.load(self._in_total), _I64(_LONG)), likely=False):
+                self._add(self._in_memory(), self.total)
+                self._clear(self.total)
+                bld.store(_I64(0), self._in_total)
+
+    def result(self) -> dict:
+        """Everything added up."""
+        bld = self.emit.builder
+        with bld.if_then(self.is_long, likely=False):
+            self._add(self.total, self._in_memory())
+        return {k: bld.fadd(bld.load(self.total[k]), bld.load(self.acc[k])) for k in self.tile}
+
+    def _in_memory(self) -> dict:
+        return {k: self.emit.builder.gep(self._sums, [_I64(0), _I64(n)]) for n, k in enumerate(self.tile)}
+
+    def _add(self, sums: dict, parts: dict) -> None:
+        bld = self.emit.builder
+        for k in self.tile:
+            bld.store(bld.fadd(bld.load(sums[k]), bld.load(parts[k])), sums[k])
+
+    def _clear(self, sums: dict) -> None:
+        for k in self.tile:
+            self.emit.builder.store(self.emit.constant(0.0), sums[k])
 
 
 def _multiply_add(emit, acc, a_ptr, a_offset, b_ptr, vector, a_vector):

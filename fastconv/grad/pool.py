@@ -164,6 +164,8 @@ def lp_pool2d(
         if array.dtype != dtype:
             raise TypeError(f"{name} must have the dtype of grad_output, {dtype}, got {array.dtype}")
     _check_shape(y, "output", grad_output.shape, "grad_output")
+    if x.ndim != y.ndim:
+        raise ValueError(f"input must have as many axes as grad_output, got {x.shape}")
     return _gradient(grad_output, x.shape, window, (y, x), algorithm, out)
 
 
