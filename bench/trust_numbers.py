@@ -168,8 +168,8 @@ def exactness() -> str:
         "`terms` is how many each sum has. The last column is fastconv's second figure over PyTorch's, the larger of",
         "both formats.", "",
         table([*heading, "PyTorch, channels-last", "ratio"], lines, left=2), "",
-        "A sum is cut after 128 terms, the sum of such parts after 2048 terms, and the rest is added one after the other:",
-        "4 of them for 9216 terms, 49 for 100,000.",
+        "A sum is cut after 128 terms, the sum of such parts after 2048, and what is left is added one after another:",
+        "4 parts for 9216 terms, 49 for 100,000.",
     ])  # fmt: skip
 
 
