@@ -1,10 +1,10 @@
-"""Calls of fastconv from many threads and processes at once, each scenario in a process of its own.
+"""Calls from many threads and processes at once, each scenario in a process of its own.
 
     python bench/crowds.py SCENARIO CALLS
 
-prints, as JSON, what `bench/trust.py` puts in its table and the tests look at: how many results were "wrong", the
-threading "layer", and for threads the seconds that the same calls take one after the other ("alone") and all at once
-("together").
+prints, as JSON, what `bench/trust_threads.py` puts in its table and the tests look at: how many results were "wrong",
+the threading "layer", and for threads the seconds that the same calls take one after the other ("alone") and all at
+once ("together").
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import fastconv
 from fastconv import grad
 
 CALLERS = 8
+KINDS = 13  # of calls
 Kinds = list[tuple[Callable[[], np.ndarray], np.ndarray]]
 Caller = Callable[[int, int], int]
 _ROUND = 200  # calls of each caller in a round; fewer are not timed
@@ -63,6 +64,7 @@ def mixed() -> Kinds:
         lambda: plan(last),
         lambda: fused(x),
     ]
+    assert len(calls) == KINDS
     with fastconv.threads(1):
         return [(call, call()) for call in calls]
 
@@ -93,7 +95,7 @@ def in_turn(calls: int, caller: Caller = wrong) -> int:
 
 def compare(calls: int, together: Callable[[int], int], caller: Caller = wrong) -> dict[str, Any]:
     """Seconds of the calls `in_turn` and `together`, by rounds in turns, and the median of the ratios."""
-    bad, rounds = caller(0, len(mixed())), []  # loads the code for several threads
+    bad, rounds = caller(0, KINDS), []  # loads the code for several threads
     if calls < _ROUND:
         return {"wrong": bad + together(calls)}
     for _ in range(calls // _ROUND):
@@ -127,6 +129,7 @@ def peer(calls: int) -> dict[str, Any]:
 
     torch.set_num_threads(numba.config.NUMBA_NUM_THREADS)
     kinds = crowd_peer.calls()
+    assert len(kinds) == KINDS
 
     def far(caller: int, part: int) -> int:
         return sum(not np.allclose(result, expected, atol=1e-4) for result, expected in results(kinds, caller, part))

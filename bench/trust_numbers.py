@@ -168,8 +168,9 @@ def exactness() -> str:
         "`terms` is how many each sum has. The last column is fastconv's second figure over PyTorch's, the larger of",
         "both formats.", "",
         table([*heading, "PyTorch, channels-last", "ratio"], lines, left=2), "",
-        "A sum is cut after 128 terms, the sum of such parts after 2048, and what is left is added one after another:",
-        "4 parts for 9216 terms, 49 for 100,000.",
+        "Kernels of convolutions cut a sum after 128 terms or a few more, the sum of such parts after 2048 or a few",
+        "more, and add what is left one after another: 5 parts for 9216 terms, 49 for 100,000. Before that, gradients",
+        "of weights, and sums over many channels, are cut for the caches.",
     ])  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from crowds import CALLERS, KINDS
 from pages import put
 from report import circumstances, table
 
@@ -33,7 +34,7 @@ _RUNS = [
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--calls", type=int, default=1000, help="of each of the 8 callers")
+    parser.add_argument("--calls", type=int, default=1000, help="of each caller")
     parser.add_argument("--markdown", type=Path, help="write figures here")
     options = parser.parse_args()
     rows = [row(scenario, layer, options) for scenario, layer in _RUNS]
@@ -53,11 +54,12 @@ def row(scenario: str, layer: str, options: argparse.Namespace) -> list[str]:
     if done.returncode:
         return [scenario, layer, f"exit status {done.returncode}", "", "", "", ""]
     found = json.loads(done.stdout.splitlines()[-1])
-    return [scenario, layer, str(found["wrong"]), *times(found, fair(scenario, layer, options.threads))]
+    return [scenario, layer, str(found["wrong"]), *times(found, fair(scenario, layer))]
 
 
-def fair(scenario: str, layer: str, cores: int) -> float:
-    """The share of time that is fair: one thread leaves cores to others, PyTorch takes half of the machine."""
+def fair(scenario: str, layer: str) -> float:
+    """The share of time that is fair: one thread leaves cores to other callers, PyTorch takes half of the machine."""
+    cores = min(CALLERS, len(os.sched_getaffinity(0)))
     return 1 / cores if layer == "one thread" else 2.0 if scenario == "torch" else 1.0
 
 
@@ -78,7 +80,7 @@ def times(found: dict[str, Any], fair: float) -> list[str]:
     """The cells about times, empty where a scenario has none."""
     if "ratio" not in found:
         return [""] * 4
-    return [f"{found['alone']:.2f}", f"{found['together']:.2f}", f"{found['ratio']:.2f}", f"{fair:g}"]
+    return [f"{found['alone']:.2f}", f"{found['together']:.2f}", f"{found['ratio']:.2f}", f"{fair:.2g}"]
 
 
 def report(rows: list[list[str]], options: argparse.Namespace) -> str:
@@ -90,13 +92,13 @@ def report(rows: list[list[str]], options: argparse.Namespace) -> str:
     return "\n".join([
         "Written by `python bench/trust_threads.py --markdown docs/trust.md`, not by hand:",
         f"{facts['cpu']}, {options.threads} threads, {versions}, {facts['date']}.", "",
-        f"Each of 8 callers (threads, or processes in turn) makes {options.calls} calls of 13 kinds: convolutions,",
-        "their gradients, pooling, columns and plans; every result must be, bit for bit, that of one thread. What",
-        "hangs or dies is named. The ratio, a median of rounds, is the time of the calls at once over that of the",
-        "same calls in turn, beside PyTorch for the scenario `torch`; `fair` is the ratio if nothing is lost, not even",
-        "to Python's own lock, which callers hold between their calls: `limited` ones need no threads but their own.",
-        "`peer` are the same calls of PyTorch's. The machine is shared: seconds, and ratios too, vary with what others",
-        "run on it. `bench/crowds.py` has the scenarios.", "",
+        f"Each of {CALLERS} callers (threads, or processes in turn) makes {options.calls} calls of {KINDS} kinds:",
+        "convolutions, their gradients, pooling, columns and plans; every result must be, bit for bit, that of one",
+        "thread. What hangs or dies is named. The ratio, a median of rounds, is the time of the calls at once over",
+        "that of the same calls in turn, beside PyTorch for the scenario `torch`; `fair` is the ratio if nothing is",
+        "lost, not even to Python's own lock, which callers hold between their calls. `limited` ones compute alone at",
+        "once, and with all threads in turn; `peer` are the same calls of PyTorch's. The machine is shared: seconds,",
+        "and ratios too, vary with what others run on it. `bench/crowds.py` has the scenarios.", "",
         table(heading, rows, left=2),
     ])  # fmt: skip
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -68,17 +69,31 @@ def test_without_wisdom_the_choice_does_not_depend_on_the_threads(direction: str
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("channels", [127, 128, 129, 2047, 2048, 2049, 4096, 4224, 6273])
-@pytest.mark.parametrize("kernel", [1, 3])
-def test_no_part_of_a_long_sum_is_lost(kernel: int, channels: int, memory_format: MemoryFormat) -> None:
+@pytest.mark.parametrize(
+    ("channels", "kernel", "dtype"),
+    [*((c, k, "float32") for c in (127, 128, 129, 2047, 2048, 2049, 4096, 4224, 6273) for k in (1, 3)),
+     (100, 5, "float32"), (21, 11, "float32"), (2049, 3, "float64")],
+)  # fmt: skip
+def test_no_part_of_a_long_sum_is_lost(channels: int, kernel: int, dtype: str, memory_format: MemoryFormat) -> None:
     rng = np.random.default_rng(channels)
-    x = rng.integers(-3, 4, (1, channels, 3, 5)).astype(np.float32)
-    weight = rng.integers(-3, 4, (7, channels, kernel, kernel)).astype(np.float32)
-    bias = rng.integers(-3, 4, 7).astype(np.float32)
+    x = rng.integers(-3, 4, (1, channels, kernel, kernel + 2)).astype(dtype)
+    weight = rng.integers(-3, 4, (7, channels, kernel, kernel)).astype(dtype)
+    bias = rng.integers(-3, 4, 7).astype(dtype)
     expected = bias.astype(int)[:, None, None] + products(x, weight)
     for algorithm in ("direct", "im2col", "tiled"):
         result = fastconv.conv2d(as_format(x, memory_format), weight, bias, algorithm=algorithm)
         np.testing.assert_array_equal(result[0], expected, algorithm)  # sums of small integers are exact
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "memory_format"), [("direct", "channels_last"), *product(("im2col", "tiled"), FORMATS)]
+)
+def test_no_part_of_a_long_gradient_is_lost(algorithm: str, memory_format: MemoryFormat) -> None:
+    rng = np.random.default_rng(0)
+    x, gradient = (as_format(rng.integers(-3, 4, (1, c, 71, 73)).astype(np.float32), memory_format) for c in (32, 23))
+    expected = np.einsum("chw,khw->kc", x[0].astype(int), gradient[0].astype(int))
+    result = fastconv.grad.conv2d_weight(x, (23, 32, 1, 1), gradient, algorithm=algorithm)
+    np.testing.assert_array_equal(result[:, :, 0, 0], expected)
 
 
 def products(x: np.ndarray, weight: np.ndarray) -> np.ndarray:

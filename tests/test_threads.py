@@ -22,6 +22,11 @@ def test_many_threads(layer: str, name: str) -> None:
     assert scenario(name, layer)["layer"] == layer
 
 
+@pytest.mark.parametrize("layer", LAYERS)
+def test_many_threads_that_are_shared_by_more_callers(layer: str) -> None:
+    scenario("threads", layer, threads=8)
+
+
 def test_many_threads_where_there_is_one() -> None:
     scenario("threads", threads=1)
 
@@ -80,50 +85,67 @@ def test_two_jobs_run_at_once_though_there_are_more_threads(layer: str) -> None:
 
 
 CROWD = """
-import threading
+import threading, time
 import numpy as np
+from fastconv.cpu import launch
 from fastconv.cpu.kernel import fields
-from fastconv.cpu.launch import run_jobs
 from fastconv.cpu.memory import words
 from fastconv.cpu.region import fetch_add
 from numba import carray
 from fastconv.jit import record_kernel
+SLAB, JOBS, memories = 64, 8, []
+def kept(slab, threads):
+    memories.append(workspace(slab, threads))
+    return memories[-1]
+workspace, launch.workspace = launch.workspace, kept
 record = np.zeros(1, fields("came", "leave", "places"))
 @record_kernel(record.dtype)
 def note(scratch, record, index):
-    g = carray(record, 1)[0]
+    g, turns = carray(record, 1)[0], 0
     words(g.places)[index] = scratch
-    came = g.came
+    came, leave = g.came, g.leave
     fetch_add(came, 1)
-    while fetch_add(g.leave, 0) == 0 and fetch_add(came, 0) < 2:
-        pass
-def launch():
-    word = np.zeros(4, np.int64)
-    mine = record.copy()
-    mine["came"], mine["leave"], mine["places"] = (word.ctypes.data + 8 * n for n in range(3))
-    return word, lambda: run_jobs(note, mine, 2, slab=64)
-word, call = launch()
-call()
-assert word[2] != word[3], "two threads meet"
-held, hold = launch()
-held[0] = -2  # its jobs do not meet, but wait
-other = threading.Thread(target=hold)
+    while fetch_add(leave, 0) == 0 and turns < 1_000_000_000:
+        turns += 1
+class Launch:
+    def __init__(self, leave):
+        self.counts, self.places = np.array([0, leave]), np.zeros(JOBS, np.int64)
+        came, places = self.counts.ctypes.data, self.places.ctypes.data
+        self.record = np.array([(came, came + 8, places)], record.dtype)
+    def run(self):
+        launch.run_jobs(note, self.record, JOBS, SLAB)
+        self.memory = memories[-1].ctypes.data
+    def offsets(self):
+        return set((self.places - self.memory).tolist())
+def slabs(threads):  # where they are in memory: behind the head and the counters, if there are several threads
+    return {128 + 64 * threads + SLAB * thread for thread in range(threads)} if threads > 1 else {0}
+def alone():
+    one = Launch(leave=1)
+    one.run()
+    assert one.offsets() <= slabs(THREADS), one.offsets()
+alone()
+held = Launch(leave=0)
+other = threading.Thread(target=held.run, daemon=True)
 other.start()
-while held[0] < 0:  # until both have come, on two threads
+end = time.monotonic() + 60
+while held.counts[0] == 0 and time.monotonic() < end:
     pass
-word, call = launch()
-word[1] = 1
-call()
-held[1] = 1
+assert held.counts[0] > 0
+beside = Launch(leave=1)
+try:
+    beside.run()
+finally:
+    held.counts[1] = 1
+assert beside.offsets() <= slabs(THREADS // 2), beside.offsets()
 other.join()
-assert word[2] == word[3], "alone beside another launch"
-assert held[2] != held[3]
+alone()
 """
 
 
 @pytest.mark.parametrize("layer", ["omp", "tbb"])
-def test_callers_share_the_threads(layer: str) -> None:
-    run("-c", CROWD, layer=layer)
+@pytest.mark.parametrize("threads", [2, 4])
+def test_callers_share_the_threads(threads: int, layer: str) -> None:
+    run("-c", f"THREADS = {threads}{CROWD}", layer=layer, threads=threads)
 
 
 @pytest.fixture

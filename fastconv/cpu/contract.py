@@ -10,9 +10,9 @@ For a tile of ``rows`` x ``VECS`` vectors it computes::
 
 The accumulators stay in registers. After every `_PARTIAL` steps they are added to the totals and start
 again from zero: a sum of partial sums rounds several times less than one long sum (Higham, 1993), for a
-few percent of time. The totals of a sum of more than `_LONG` steps start again, too. The cache lines of
-the result are asked for at the start, for a store to memory that is far away takes longer than a short
-sum.
+few percent of time. The totals of a sum of more than `_LONG` steps are added to sums in memory, and start
+again, too. The cache lines of the result are asked for at the start, for a store to memory that is far
+away takes longer than a short sum.
 
 Only the tile (ROWS, VECS) is fixed when the kernel is compiled; everything else is a run-time address,
 stride or trip count, so that a short menu of tiles serves every shape, both memory formats and every
@@ -37,7 +37,7 @@ from fastconv.cpu.host import host
 
 _I64 = ir.IntType(64)
 _PARTIAL = 128  # steps of a partial sum: near the square root of long sums, and seldom enough to be cheap
-_LONG = 16 * _PARTIAL  # steps of a total, where there is more than one
+_LONG = 16 * _PARTIAL  # steps of a total; sums of more have several
 
 
 @intrinsic(prefer_literal=True)
@@ -141,7 +141,9 @@ def _emit_contract(
 class _Sums:
     """The sums of a tile, in parts: accumulators, totals of them, and for long sums a sum of totals.
 
-    LLVM keeps as many in registers as there are; the sums of totals are seldom touched, and stay in memory.
+    LLVM keeps as many as it can in registers; the sums of totals are seldom touched, and stay in memory. The caller
+    stores in `total` what each sum starts from, calls `fold` before some steps, never after the last, and `count`
+    after them. So a sum that is not long, of at most `_LONG` steps, has no total that is full when it is folded.
     """
 
     def __init__(self, emit: Emitter, tile: list, is_long: ir.Value) -> None:

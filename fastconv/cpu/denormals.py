@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 from typing import Any
 
+import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -19,7 +20,8 @@ from fastconv.sizes import shown
 
 # Of each machine, the bits that flush: results and operands in MXCSR (FTZ, DAZ), both by one bit in FPCR (FZ).
 _BITS = {"x86_64": 1 << 15 | 1 << 6, "aarch64": 1 << 24, "arm64": 1 << 24}
-_MACHINE = {"AMD64": "x86_64"}.get(platform.machine(), platform.machine())
+# As Python names the machine, which is known sooner, or as LLVM does.
+_MACHINE = platform.machine() if platform.machine() in _BITS else llvm.get_process_triple().split("-")[0]
 BITS = _BITS.get(_MACHINE, 0)
 _BYTE, _I32, _I64 = ir.IntType(8).as_pointer(), ir.IntType(32), ir.IntType(64)
 

@@ -59,7 +59,10 @@ class Launcher:
     def __call__(
         self, function: int, arrays: tuple, memory: int, slab: int, geometry: int, jobs: int, threads: int
     ) -> None:
-        """Run `jobs` jobs of the kernel at the address `function`; `memory` is the address of a `workspace`."""
+        """Run `jobs` jobs of the kernel at the address `function` on so many `threads` at most.
+
+        `memory` is the address of a `workspace` for as many.
+        """
         launch = (function, memory, slab, Mode.bits, geometry, jobs)
         if threads == 1:
             self.serial(*launch, *map(id, arrays))

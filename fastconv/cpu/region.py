@@ -5,7 +5,8 @@ in every run, so that it finds in its own cache what it wrote or read the last t
 range takes jobs from the others'. Which thread did a job never changes its result.
 
 The memory of a launch on several threads begins with a head, up to 16 words for all of them, and a counter of jobs for
-each; then come their slabs of scratch. That of a launch on one thread is its slab.
+each; then come their slabs of scratch. That of a launch on one thread is its slab. A launch may find memory for more
+threads than it gets: then there are fewer counters and slabs, or only one slab, at the beginning.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from fastconv.jit import inline
 
 COUNTER_BYTES = 64  # each thread's counter has a cache line to itself
 _HEAD_BYTES = 128
-_crowd = np.zeros(2, np.int64)  # launches on several threads that run now, and the threads that Numba has
+_crowd = np.zeros(2, np.int64)  # launches that are in `run_together` now, and the threads that Numba has
 
 
 def workspace(slab: int, threads: int) -> np.ndarray:
@@ -105,11 +106,12 @@ def _run_in_ranges(function, workspace, slab, mode, geometry, jobs, threads, arr
 
 @inline
 def run_together(region, limit, crowd, worker, task):
-    """All jobs on several threads, each of which does its `run_part` of the region.
+    """All jobs on several threads at most, each of which does its `run_part` of the region.
 
     `task` is (function, workspace, slab, mode, geometry, jobs, threads, *arrays), as `run_part` finds it in the head.
-    At the address `crowd` is how many launches are in here, and how many threads there are for all of them. Each takes
-    its share: where there are as many callers as threads, each computes alone.
+    At the address `crowd` is how many launches are in here, and how many threads there are for all of them. Each
+    divides its jobs among its share of the threads, as it is at the beginning; where there are as many launches as
+    threads, the next one computes alone.
     """
     threads = min(task[6], words(crowd)[1] // (fetch_add(crowd, 1) + 1))
     if threads > 1:
@@ -126,8 +128,8 @@ def _run_in_region(region, team, worker, task):
     It does so for ``count`` neighbouring threads, with each of the addresses in ``args`` moved by as many of its
     ``steps`` as there are threads before. There is one such address, the workspace's, moved by a byte for each thread.
 
-    All of Numba's threads take part, though some find nothing to do: OpenMP ends those that it does not need, and
-    workqueue gives the work of fewer to a single one.
+    All threads that the caller may use take part, though some find nothing to do: OpenMP ends those that it does not
+    need and would leave the caller's own limit lowered, and workqueue gives the work of fewer to a single one.
     """
     workspace, jobs, threads = task[1], task[5], task[6]
     head = words(workspace)
