@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 
 from fastconv.problem import ConvProblem
@@ -42,12 +43,21 @@ class Axis:
     dilation: int
 
 
-def split_axis(size: int, out: int, kernel: int, stride: int, padding: Pair, dilation: int) -> list[Axis]:
-    """The phases of one axis."""
+def split_axis(
+    size: int, out: int, kernel: int, stride: int, padding: Pair, dilation: int, only_reached: bool = False
+) -> list[Axis]:
+    """The phases of one axis, or only those to which a tap belongs: of a large stride, few of many."""
     step = stride // math.gcd(dilation, stride)
     spacing = dilation // math.gcd(dilation, stride)
     found = []
-    for start in range(min(stride, size)):
+    starts = range(min(stride, size))
+    for start in (
+        starts
+        if not only_reached
+        else sorted(
+            start for r in range(min(kernel, step)) if (start := (r * dilation - padding[0]) % stride) in starts
+        )
+    ):
         pixels, ahead = -(-(size - start) // stride), start + padding[0]
         reaching = (r for r in range(min(kernel, step)) if (ahead - r * dilation) % stride == 0)
         taps = range(next(reaching, kernel), kernel, step)[::-1]
@@ -74,8 +84,19 @@ class Phase:
 
 def phases(problem: ConvProblem) -> list[Phase]:
     """The phases of the gradient of the input, each with its forward convolution; that of the most taps first."""
+    return _phases(problem, only_reached=False)
+
+
+def reached_phases(problem: ConvProblem) -> list[tuple[Phase, ConvProblem]]:
+    """The phases that have a convolution, and that: at most as many as there are taps. Other pixels get zero."""
+    return [(phase, phase.problem) for phase in _phases(problem, only_reached=True) if phase.problem]
+
+
+def _phases(problem: ConvProblem, only_reached: bool) -> list[Phase]:
     sizes = (problem.in_size, problem.conv_size, problem.kernel_size)
-    axes = [split_axis(*a) for a in zip(*sizes, problem.stride, problem.padding, problem.dilation, strict=True)]
+    walks = zip(*sizes, problem.stride, problem.padding, problem.dilation, strict=True)
+    split = partial(split_axis, only_reached=only_reached)
+    axes = [split(*walk) for walk in walks]
     found = [Phase(rows, columns, _forward(problem, rows, columns)) for rows, columns in product(*axes)]
     return sorted(found, key=lambda phase: -phase.problem.flops if phase.problem else 0)
 

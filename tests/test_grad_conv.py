@@ -24,7 +24,8 @@ from support import (
 )
 
 import fastconv
-from fastconv import algorithms, reference, reference_backward
+from fastconv import algorithms, grad, reference, reference_backward
+from fastconv.phases import phases, reached_phases
 from fastconv.problem import ConvProblem
 
 
@@ -298,3 +299,24 @@ np.savez(sys.argv[1], y, *gradients, fastconv.grad.conv2d_bias(y))
     one, two = (np.load(tmp_path / f"{threads}.npz") for threads in "12")
     for name in one:
         np.testing.assert_array_equal(one[name], two[name])
+
+
+@pytest.mark.parametrize("problem", gradients("backward_input"), ids=lambda problem: problem.descriptor)
+def test_reached_phases_are_those_with_a_convolution(problem: ConvProblem) -> None:
+    expected = [phase for phase in phases(problem) if phase.problem]
+    assert sorted(map(repr, expected)) == sorted(repr(phase) for phase, _ in reached_phases(problem))
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 300_000, 3), (0, 2, 2**31 - 1, 4)])
+def test_strides_far_beyond_the_kernel(shape: tuple[int, ...]) -> None:
+    weight, gradient = np.ones((3, 2, 2, 1), np.float32), np.ones((shape[0], 3, 1, shape[3]), np.float32)
+    result = grad.conv2d_input(shape, weight, gradient, stride=(2**31 - 1, 1), dilation=(70_000, 1))
+    assert result.shape == shape
+    reached = result[:, :, [0, 70_000]]
+    np.testing.assert_array_equal(reached, np.full_like(reached, 3))
+    assert result.sum() == reached.sum()
+
+
+def test_transposed_convolution_of_an_empty_batch_and_a_huge_stride() -> None:
+    x, weight = np.zeros((0, 2, 2, 1), np.float32), np.ones((2, 1, 1, 1), np.float32)
+    assert fastconv.conv_transpose2d(x, weight, stride=2**31 - 1).shape == (0, 1, 2**31, 1)

@@ -22,11 +22,13 @@ from fastconv.cpu.tiles import FMA_NS, channel_vector_tiles, per_tile_ns, step_n
 from fastconv.problem import ConvProblem
 
 _PACK_NS = 0.3  # for each weight
+_MOST_PHASES = 4096
 
 
 def unsupported(problem: ConvProblem) -> str | None:
-    """Why this algorithm cannot compute `problem`, or None: it takes every convolution."""
-    return None
+    """Why this algorithm cannot compute `problem`, or None if it can."""
+    phases = math.prod(map(min, problem.stride, problem.in_size))
+    return f"its stride has more than {_MOST_PHASES} phases, which all have lines" if phases > _MOST_PHASES else None
 
 
 def space(problem: ConvProblem) -> list[Params]:

@@ -83,7 +83,7 @@ def split_of_work(kernel: Any) -> list[Work]:
         If the kernel's jobs cannot be counted.
     """
     if isinstance(kernel, InputPhases):
-        return [work for _, phase in kernel.kernels if phase for work in split_of_work(phase)]
+        return [work for _, phase in kernel.kernels for work in split_of_work(phase)]
     if isinstance(kernel, TwoPass):
         return (split_of_work(kernel.convolution) + split_of_work(kernel.pooling)) * len(kernel.starts)
     geometry = kernel.dense_geometry() if isinstance(kernel, Kernel) else None

@@ -110,7 +110,7 @@ def lp_pool2d(
     Parameters
     ----------
     norm_type : float
-        The p, positive and finite.
+        The p, positive and finite. Powers that overflow in the dtype are infinite, as in torch.
     x, kernel_size, stride, ceil_mode, algorithm, out
         As in `max_pool2d`.
 

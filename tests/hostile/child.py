@@ -64,6 +64,7 @@ def calls(names: list[str], first: int, count: int, state: Path, seconds: float)
         found["slowest"] = max(found["slowest"], verdict.seconds)
         if verdict.ending is Ending.WRONG and len(found["wrong"]) < _TOLD:
             found["wrong"].append([f"{name} {number}", verdict.why, call.text()])
+        del call  # the next one needs the memory that its layer may hold
         if time.monotonic() > end:
             break
     return {**found, "endings": {str(e): n for e, n in endings.items()}}

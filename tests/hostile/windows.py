@@ -20,6 +20,7 @@ _KINDS = {
     "kernel_size": "pair", "stride": "pair", "padding": "pair", "dilation": "pair", "ceil_mode": "flag",
     "count_include_pad": "flag", "return_indices": "flag", "norm_type": "real", "algorithm": "word", "out": "array",
 }  # fmt: skip
+_LARGE_POWER = 20
 
 
 def window(r: Random, mode: str) -> tuple[dict[str, Any], fastconv.Pool]:
@@ -49,8 +50,13 @@ def _case(r: Random, mode: str) -> tuple[dict[str, Any], fastconv.Pool, tuple[in
     return given, pool, shape, 1 if shape[0] == 1 and r.random() < 0.3 else 0, r.choice(("float32", "float64"))
 
 
+def _with_powers(oracle: Callable[..., Any]) -> Callable[..., Any]:
+    """No answer for large powers, which overflow in float32 long before they do in the oracle's float64."""
+    return lambda norm_type, **others: oracle(norm_type=norm_type, **others) if norm_type <= _LARGE_POWER else None
+
+
 def _of(mode: str, function: Callable[..., Any]) -> Callable[[Random], Call]:
-    oracle = by_reference(function)
+    oracle = _with_powers(by_reference(function)) if mode == "lp" else by_reference(function)
 
     def generate(r: Random) -> Call:
         given, pool, shape, first, dtype = _case(r, mode)
@@ -82,7 +88,7 @@ def _global(function: Callable[..., Any]) -> Callable[[Random], Call]:
 
 
 def _gradient(mode: str, function: Callable[..., Any]) -> Callable[[Random], Call]:
-    oracle = by_reference(function)
+    oracle = _with_powers(by_reference(function)) if mode == "lp" else by_reference(function)
 
     def generate(r: Random) -> Call:
         given, pool, shape, first, dtype = _case(r, mode)
