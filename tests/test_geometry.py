@@ -109,7 +109,7 @@ def test_input_segments_are_runs_of_positions_that_the_same_taps_read():
         places = [(run, n) for run in found for n in range(run.count)]
         assert sorted(run.start + n * run.step for run, n in places) == list(range(size))
         for run, n in places:
-            assert reads[run.start + n * run.step] == [(tap, o + n) for tap, o in run.taps]
+            assert reads[run.start + n * run.step] == [(tap, o + n) for tap, o in run.pairs]
 
 
 def test_input_segments_of_a_long_row_take_no_time():

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fastconv.cpu.emit import LINE_BYTES
-from fastconv.cpu.geometry import axes
+from fastconv.cpu.geometry import axis_segments
 from fastconv.cpu.host import host
 from fastconv.cpu.kernel import ConvKernel, Geometry, Params, fields, record, split
 from fastconv.cpu.pack import (
@@ -74,7 +74,7 @@ def cost(problem: ConvProblem, params: Params) -> float:
 
 def _share_of_rows(problem: ConvProblem) -> float:
     """The share of filter rows that are not in the padding above or below."""
-    inside = sum(len(run) * (run.last - run.first) for run in axes(problem)[0])
+    inside = sum(len(run) * (run.last - run.first) for run in axis_segments(problem, 0))
     return inside / (problem.conv_size[0] * problem.kernel_size[0])
 
 

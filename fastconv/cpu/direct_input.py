@@ -22,13 +22,16 @@ from fastconv.cpu.tiles import FMA_NS, channel_vector_tiles, per_tile_ns, step_n
 from fastconv.problem import ConvProblem
 
 _PACK_NS = 0.3  # for each weight
-_MOST_PHASES = 4096
+_MOST_PHASES, _MOST_TAPS = 4096, 1 << 20  # each takes a line, or a row of a table
 
 
 def unsupported(problem: ConvProblem) -> str | None:
     """Why this algorithm cannot compute `problem`, or None if it can."""
     phases = math.prod(map(min, problem.stride, problem.in_size))
-    return f"its stride has more than {_MOST_PHASES} phases, which all have lines" if phases > _MOST_PHASES else None
+    if phases > _MOST_PHASES:
+        return f"its stride has {phases} phases, more than {_MOST_PHASES}"
+    found = math.prod(sum(len(segment.taps) for segment in axis) for axis in input_axes(problem))
+    return f"its table of taps has {found} rows, more than {_MOST_TAPS}" if found > _MOST_TAPS else None
 
 
 def space(problem: ConvProblem) -> list[Params]:

@@ -8,9 +8,10 @@ one image after the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from itertools import product
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import count, product
 
 import numpy as np
 
@@ -37,24 +38,28 @@ def segments(size: int, out: int, kernel: int, stride: int, padding: Pair, dilat
     if out > 2 * kernel:  # only where a tap enters or leaves the input
         edges = (tap * dilation - padding[0] - end for tap in range(kernel) for end in (0, size))
         starts = sorted({0} | {o for edge in edges if 0 < (o := -(edge // stride)) < out})
-    found: list[Segment] = []
+    found: list[tuple[int, int, int]] = []
     for o in starts:
         origin = o * stride - padding[0]
         first = min(kernel, max(0, -(origin // dilation)))
         last = max(first, min(kernel, -((origin - size) // dilation)))
-        if not found or (found[-1].first, found[-1].last) != (first, last):
-            found.append(Segment(o, out, first, last))
-    ends = [*(segment.start for segment in found[1:]), out]
-    return [replace(segment, stop=end) for segment, end in zip(found, ends, strict=False)]
+        if not found or found[-1][1:] != (first, last):
+            found.append((o, first, last))
+    ends = [*(start for start, _, _ in found[1:]), out]
+    return [Segment(start, end, first, last) for (start, first, last), end in zip(found, ends, strict=False)]
 
 
 def axes(problem: ConvProblem) -> tuple[list[Segment], list[Segment]]:
     """The segments of the convolution's rows and of its columns."""
-    sizes = (problem.in_size, problem.conv_size, problem.kernel_size)
-    rows, columns = (
-        segments(*axis) for axis in zip(*sizes, problem.stride, problem.padding, problem.dilation, strict=True)
-    )
-    return rows, columns
+    return axis_segments(problem, 0), axis_segments(problem, 1)
+
+
+def axis_segments(problem: ConvProblem, axis: int) -> list[Segment]:
+    """The segments of the convolution's rows, 0, or of its columns, 1."""
+    return segments(
+        problem.in_size[axis], problem.conv_size[axis], problem.kernel_size[axis], problem.stride[axis],
+        problem.padding[axis], problem.dilation[axis],
+    )  # fmt: skip
 
 
 def tiles_of(down: int, along: int, tile: int, images: int) -> tuple[int, int]:
@@ -238,28 +243,44 @@ class InputSegment:
 
     Attributes
     ----------
-    taps : tuple of (int, int)
-        Kernel elements, and the output position that reads `start` with each of them.
+    taps : range
+        Kernel elements.
+    first_output, spacing : int
+        The output position that reads `start` with the first of them, and how much earlier each next one is.
     """
 
     start: int
     count: int
     step: int
-    taps: tuple[Pair, ...]
+    taps: range
+    first_output: int
+    spacing: int
+
+    @property
+    def pairs(self) -> Iterator[Pair]:
+        """Each tap, with the output position that reads `start`."""
+        return zip(self.taps, count(self.first_output, -self.spacing), strict=False)
 
 
 def input_segments(size: int, out: int, kernel: int, stride: int, padding: Pair, dilation: int) -> list[InputSegment]:
     """Split one axis of the input into the longest runs that the same taps read."""
     found: list[InputSegment] = []
+    divisor = math.gcd(dilation, stride)
+    apart, spacing = stride // divisor, dilation // divisor  # of the taps that read a position, and of the outputs
     for remainder in range(min(stride, size)):
-        count = -(-(size - remainder) // stride)
-        distances = ((tap, remainder + padding[0] - tap * dilation) for tap in range(kernel))
-        taps = [(tap, distance // stride) for tap, distance in distances if distance % stride == 0]
+        positions, ahead = -(-(size - remainder) // stride), remainder + padding[0]
+        first = next((tap for tap in range(min(kernel, apart)) if (ahead - tap * dilation) % stride == 0), kernel)
+        taps = range(first, kernel, apart)
+        output = (ahead - first * dilation) // stride  # it reads the first position with the first tap
+        outputs = range(output, output - len(taps) * spacing, -spacing)
         # Positions from which on a tap reads an output, or no longer does.
-        starts = sorted({0} | {n for _, o in taps for n in (-o, out - o) if 0 < n < count})
-        for start, end in zip(starts, [*starts[1:], count], strict=True):
-            seen = tuple((tap, o + start) for tap, o in taps if 0 <= o + start < out)
-            found.append(InputSegment(remainder + start * stride, end - start, stride, seen))
+        starts = sorted({0} | {n for o in outputs for n in (-o, out - o) if 0 < n < positions})
+        for start, end in zip(starts, [*starts[1:], positions], strict=True):
+            latest = output + start
+            skipped = max(0, (latest - out) // spacing + 1)
+            reading = taps[skipped : max(0, latest // spacing + 1)]
+            place = remainder + start * stride
+            found.append(InputSegment(place, end - start, stride, reading, latest - skipped * spacing, spacing))
     return found
 
 
@@ -296,7 +317,7 @@ def input_lines(
     rectangles: list[Rectangle] = []
     taps: list[Pair] = []
     for rows, columns in product(*input_axes(problem)):
-        pairs = list(product(rows.taps, columns.taps))
+        pairs = list(product(rows.pairs, columns.pairs))
         found = (len(taps), len(pairs), filters)
         taps += [(i * high + j * wide, (r * S + s) * filters * block) for (r, i), (s, j) in pairs]
         down, along = (rows.count, high, rows.step * x_strides[2]), (columns.count, wide, columns.step * x_strides[3])

@@ -111,9 +111,10 @@ class InputPacker(Packer):
         self.size, self.spread = problem.groups * self.blocks * block * filters * len(order), spread
         self.no_bias = np.zeros(self.groups * self.width * spread, problem.dtype)
         per_job = max(1, _JOB_BYTES // (block * taps * problem.itemsize))
-        places = [order.index(tap) if tap in order else -1 for tap in range(taps)]
+        places = np.full(taps, -1)
+        places[order] = np.arange(len(order))
         self.geometry = record(
-            GEOMETRY, self.groups * self.blocks * -(-filters // per_job), 0, {"places": np.array(places, np.int64)},
+            GEOMETRY, self.groups * self.blocks * -(-filters // per_job), 0, {"places": places},
             blocks=self.blocks, block=block, filters=filters, filters_per_job=per_job,
             jobs_per_block=-(-filters // per_job), channels=channels, taps=taps, kept=len(order),
         )  # fmt: skip

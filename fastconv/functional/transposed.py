@@ -63,6 +63,8 @@ def conv_transpose2d(
         )
     image, batched = as_image(x, "x")
     weight = as_floats(weight, "weight", (4,))
+    if 0 in weight.shape:
+        raise ValueError(f"weight must not have an empty axis, got shape {weight.shape}")
     strides, dilations = pair(stride, "stride", least=1), pair(dilation, "dilation", least=1)
     size = transposed_size(image.shape, weight.shape, strides, padding, output_padding, dilations)
     extra = pair(output_padding, "output_padding", least=0)
