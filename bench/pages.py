@@ -11,7 +11,7 @@ def has_part(text: str, name: str) -> bool:
     return begin in text and end in text.partition(begin)[2]
 
 
-def put(page: Path, name: str, part: str) -> None:
+def put(page: Path, name: str, content: str) -> None:
     """Write a part of a page between its marks, in place of what was there.
 
     Raises
@@ -24,7 +24,13 @@ def put(page: Path, name: str, part: str) -> None:
         raise ValueError(f"{page} has no {' '.join(_marks(name))} to write between")
     begin, end = _marks(name)
     before, _, rest = text.partition(begin)
-    page.write_text(f"{before}{begin}\n{part}\n{end}{rest.partition(end)[2]}")
+    page.write_text(f"{before}{begin}\n{content}\n{end}{rest.partition(end)[2]}")
+
+
+def part(page: Path, name: str) -> str:
+    """What is between the marks now."""
+    begin, end = _marks(name)
+    return page.read_text().partition(begin)[2].partition(end)[0].strip()
 
 
 def _marks(name: str) -> tuple[str, str]:

@@ -2,20 +2,22 @@
 
     python bench/trust_inputs.py --calls 20000 --markdown docs/trust.md
 
-Each function's calls are made in processes of their own, so that one that dies is a result. With `--atheris`, the
-Python of an environment that has Atheris, so many more calls are made of bytes that a coverage-guided fuzzer chooses.
+Each function's calls are made in processes of their own, so that one that dies is a result. With `--only` some
+functions are called, and the page gets new lines for these. With `--atheris`, the Python of an environment that has
+Atheris, calls are made of bytes that this coverage-guided fuzzer chooses; they have a part of the page to themselves.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pages import put
+from pages import part, put
 from report import circumstances, table
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -24,6 +26,7 @@ from hostile import guided, limits, runs
 from hostile.inventory import INVENTORY, LEFT_OUT
 
 _GROWTH = 100_000
+_HEADING = ["function", "calls", "compared", "other answers", "refused", "MemoryError", "wrong", "slowest, s"]
 
 
 def main() -> None:
@@ -34,25 +37,58 @@ def main() -> None:
     )
     parser.add_argument("--growth", type=int, default=_GROWTH, help="calls that memory is watched over")
     parser.add_argument("--workers", type=int, default=2, help="processes at a time")
-    parser.add_argument("--only", nargs="*", default=list(INVENTORY), help="functions, by the names in the table")
-    parser.add_argument("--atheris", type=Path, help="a Python that has Atheris")
-    parser.add_argument("--guided", type=int, default=2_000, help="calls of each function that Atheris makes")
+    parser.add_argument(
+        "--only", nargs="*", choices=list(INVENTORY), metavar="FUNCTION", help="by their names in the table"
+    )
+    parser.add_argument("--atheris", type=Path, help="a Python that has Atheris, which chooses")
+    parser.add_argument("--guided", type=int, default=2_000, help="calls of each function that it makes")
     parser.add_argument("--markdown", type=Path, help="write figures here")
     options = parser.parse_args()
+    if options.atheris:
+        guide(options)
+    elif options.only:
+        only(options)
+    else:
+        everything(options)
+
+
+def only(options: argparse.Namespace) -> None:
+    """Some functions alone."""
+    with ThreadPoolExecutor(options.workers) as workers:
+        outcomes = list(workers.map(lambda name: outcome(name, options), options.only))
+    if options.markdown:
+        put(options.markdown, "inputs", renewed(part(options.markdown, "inputs"), outcomes))
+    end([text for o in outcomes for text in o.wrong])
+
+
+def everything(options: argparse.Namespace) -> None:
+    """All functions, and calls that need memory."""
     with ThreadPoolExecutor(options.workers) as workers:
         kinds = ("same", "different")
         growing = {kind: workers.submit(limits.run, "growth", kind, str(options.growth)) for kind in kinds}
-        outcomes = list(workers.map(lambda name: outcome(name, options), options.only))
-        python, chosen = options.atheris, {}
-        if python:
-            found = workers.map(lambda name: guided.run(python, name, options.guided), options.only)
-            chosen = dict(zip(options.only, found, strict=True))
+        outcomes = list(workers.map(lambda name: outcome(name, options), INVENTORY))
         memory = {kind: done.result() for kind, done in growing.items()}
-    text = report(outcomes, memory, limits.run("scarce"), limits.run("first"), chosen, options)
+    text = report(outcomes, memory, limits.run("scarce"), limits.run("first"), options)
     print(text)
     if options.markdown:
         put(options.markdown, "inputs", text)
-    if wrong := [text for o in outcomes for text in o.wrong] + [text for f in chosen.values() for text in f["wrong"]]:
+    end([text for o in outcomes for text in o.wrong])
+
+
+def guide(options: argparse.Namespace) -> None:
+    """Calls of all functions that Atheris chooses."""
+    with ThreadPoolExecutor(options.workers) as workers:
+        found = list(workers.map(lambda name: guided.run(options.atheris, name, options.guided), INVENTORY))
+    text = guided.line(found)
+    print(text)
+    if options.markdown:
+        put(options.markdown, "guided", text)
+    end([text for f in found for text in f["wrong"]])
+
+
+def end(wrong: list[str]) -> None:
+    """Say what was wrong, if anything was."""
+    if wrong:
         sys.exit("\n".join(wrong))
 
 
@@ -65,7 +101,7 @@ def outcome(name: str, options: argparse.Namespace) -> runs.Outcome:
 
 def report(
     outcomes: list[runs.Outcome], memory: dict[str, list[float]], scarce: dict[str, Any], first: dict[str, Any],
-    chosen: dict[str, Any], options: argparse.Namespace,
+    options: argparse.Namespace,
 ) -> str:  # fmt: skip
     """The figures in Markdown."""
     facts = circumstances(2, 1)
@@ -82,10 +118,8 @@ def report(
         "call that fails; a repeated call may take 5 seconds, any call 150. `compared` answers were those of plain",
         "float64 loops, or of the same layer in float64 on contiguous copies; for the others there is no independent",
         "answer.", "",
-        table(["function", "calls", "compared", "other answers", "refused", "MemoryError", "wrong", "slowest, s"],
-              [row(o) for o in outcomes]), "",
+        table(_HEADING, [row(o) for o in outcomes]), "",
         f"Not called: {', '.join(f'`{name}` ({why})' for name, why in LEFT_OUT.items())}.", "",
-        *guided.lines(chosen),
         f"Resident memory over {options.growth:,} calls of 12 kinds, MiB after each tenth. Shapes come again, 50 of",
         "them, or never: then memory grows until the caches are full.", "",
         table(["shapes", *(f"{n}0%" for n in range(11))],
@@ -105,6 +139,17 @@ def row(o: runs.Outcome) -> list[str]:
     """A line of the table."""
     kinds = ("compared", "answered", "refused", "too large", "wrong")
     return [f"`{o.name}`", f"{sum(o.endings.values()):,}", *(f"{o.endings[k]:,}" for k in kinds), f"{o.slowest:.1f}"]
+
+
+def renewed(text: str, outcomes: list[runs.Outcome]) -> str:
+    """The part of the page with new lines for some functions, and a new sum of calls."""
+    old = re.findall(r"^\| `fastconv\..*$", text, re.MULTILINE)
+    cells = {line.split()[1]: [cell.strip() for cell in line.split("|")[1:-1]] for line in old}
+    cells |= {f"`{o.name}`": row(o) for o in outcomes}
+    before, _, rest = text.partition("| function")
+    calls = sum(int(line[1].replace(",", "")) for line in cells.values())
+    before = re.sub(r"^[\d,]+ calls of \d+", f"{calls:,} calls of {len(cells)}", before, flags=re.MULTILINE)
+    return before + table(_HEADING, list(cells.values())) + rest.partition(old[-1])[2]
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ class ConvProblem:
         kernel = pair(tuple(weight_shape[2:]), f"{names[1]}'s kernel size", least=1)
         strides, dilations = pair(stride, "stride", least=1), pair(dilation, "dilation", least=1)
         pads = padding_pairs(padding, kernel, strides, dilations)
-        channels, filters = int(x_shape[1]), int(weight_shape[0])
+        groups, channels, filters = positive(groups, "groups"), int(x_shape[1]), int(weight_shape[0])
         _check_groups(groups, channels, filters, int(weight_shape[1]), names)
         _check_choice("memory_format", rest.get("memory_format", "contiguous"), tuple(_FORMAT_WORD))
         sizes = {"channels": channels, "height": int(x_shape[2]), "width": int(x_shape[3])}
@@ -132,7 +132,7 @@ class ConvProblem:
             raise ValueError(f"pool must be a fastconv.Pool or None, got {shown(rest['pool'])}")
         _check_direction(**rest)
         size = (int(x_shape[2]), int(x_shape[3]))
-        problem = cls(int(x_shape[0]), channels, size, filters, kernel, strides, pads, dilations, int(groups), **rest)
+        problem = cls(int(x_shape[0]), channels, size, filters, kernel, strides, pads, dilations, groups, **rest)
         _ = problem.out_shape  # raises where the kernel or the window does not fit
         return problem
 
@@ -292,11 +292,11 @@ def _padding_word(padding: tuple[Pair, Pair]) -> str:
     return f"p{top}.{bottom}.{left}.{right}"
 
 
-def check_positive(value: Any, name: str) -> None:
-    """Raise ValueError unless `value`, which messages call `name`, is an int above 0."""
+def positive(value: Any, name: str) -> int:
+    """An int above 0 as Python's, ValueError for others; `name` is for the error message."""
     if not is_integer(value) or value < 1:
         raise ValueError(f"{name} must be a positive int, got {shown(value)}")
-    integer(value, name)
+    return integer(value, name)
 
 
 def _check_sizes(batch: int, **sizes: int) -> None:
@@ -330,9 +330,8 @@ def _check_direction(direction: str = "forward", **rest: Any) -> None:
         raise ValueError(f"direction {direction!r} is of the convolution alone, got {', '.join(fused)} with it")
 
 
-def _check_groups(groups: Any, channels: int, filters: int, channels_per_group: int, names: tuple[str, str]) -> None:
+def _check_groups(groups: int, channels: int, filters: int, channels_per_group: int, names: tuple[str, str]) -> None:
     x, weight = names
-    check_positive(groups, "groups")
     if channels % groups or filters % groups:
         raise ValueError(
             f"groups must divide the channels of {x} ({channels}) and the filters of {weight} ({filters}), "

@@ -320,3 +320,24 @@ def test_strides_far_beyond_the_kernel(shape: tuple[int, ...]) -> None:
 def test_transposed_convolution_of_an_empty_batch_and_a_huge_stride() -> None:
     x, weight = np.zeros((0, 2, 2, 1), np.float32), np.ones((2, 1, 1, 1), np.float32)
     assert fastconv.conv_transpose2d(x, weight, stride=2**31 - 1).shape == (0, 1, 2**31, 1)
+
+
+def test_groups_may_be_a_small_numpy_integer() -> None:
+    x, weight = np.ones((1, 128, 2, 2), np.float32), np.ones((128, 4, 1, 1), np.float32)
+    result = fastconv.conv_transpose2d(x, weight, groups=np.uint8(128))
+    np.testing.assert_array_equal(result, fastconv.conv_transpose2d(x, weight, groups=128))
+    assert result.shape == (1, 512, 2, 2)
+
+
+@pytest.mark.parametrize("shape", [(3, 0, 3, 2), (3, 2, 0, 1)])
+def test_an_empty_weight_is_named(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="weight must not have an empty axis"):
+        fastconv.conv_transpose2d(np.ones((1, 3, 3, 3), np.float32), np.ones(shape, np.float32))
+
+
+def test_long_kernels_take_no_table_of_all_taps_at_all_borders() -> None:
+    gradient, weight = np.ones((1, 1, 1, 20_000), np.float32), np.ones((1, 1, 1, 5_001), np.float32)
+    problem = ConvProblem.create(gradient.shape, weight.shape, padding=(0, 2_500), direction="backward_input")
+    assert "direct" not in algorithms.supporting(problem)
+    result = grad.conv2d_input(gradient.shape, weight, gradient, padding=(0, 2_500))
+    np.testing.assert_array_equal(result, fastconv.conv2d(gradient, weight, padding=(0, 2_500)))

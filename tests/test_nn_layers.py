@@ -458,3 +458,23 @@ def test_a_layer_of_another_dtype_is_refused(dtype: str) -> None:
     for make in (lambda: nn.Conv2d(2, 3, 3, dtype=dtype), lambda: nn.BatchNorm2d(3, dtype=dtype)):
         with pytest.raises(TypeError, match=f"dtype must be float32 or float64, got {dtype}"):
             make()
+
+
+@pytest.mark.parametrize("size", [np.uint8(127), (np.int8(127), None), [None, np.uint16(127)]])
+def test_adaptive_sizes_may_be_small_numpy_integers(size: Any) -> None:
+    x = np.arange(300, dtype=np.float32).reshape(1, 1, 3, 100)
+    plain = [None if n is None else int(n) for n in (size if isinstance(size, (tuple, list)) else (size, size))]
+    np.testing.assert_array_equal(nn.AdaptiveAvgPool2d(size)(x), nn.AdaptiveAvgPool2d(plain)(x))
+
+
+def test_flatten_takes_no_list_of_other_numbers() -> None:
+    layer = nn.Flatten(0)
+    layer(np.ones((2, 1)))
+    with pytest.raises(TypeError, match="grad_output must be float32 or float64"):
+        layer.backward([1, 2])
+
+
+def test_flatten_takes_a_list() -> None:
+    layer = nn.Flatten(0)
+    layer(np.ones((2, 1)))
+    np.testing.assert_array_equal(layer.backward([3.0, 4.0]), [[3.0], [4.0]])

@@ -10,7 +10,7 @@ from fastconv.arrays import as_floats, as_image, empty, memory_format, on_gpu, t
 from fastconv.dispatch import kernel_for
 from fastconv.functional.calls import CallCache
 from fastconv.precision import precision_of
-from fastconv.problem import ConvProblem, check_positive
+from fastconv.problem import ConvProblem, positive
 from fastconv.sizes import Pair, padding_pairs, pair
 
 _calls = CallCache()
@@ -69,7 +69,7 @@ def conv_transpose2d(
     size = transposed_size(image.shape, weight.shape, strides, padding, output_padding, dilations)
     extra = pair(output_padding, "output_padding", least=0)
     image = extended(image, extra[0] // strides[0], extra[1] // strides[1])
-    check_positive(groups, "groups")
+    groups = positive(groups, "groups")
     if image.shape[1] % groups:
         raise ValueError(f"groups must divide the channels of x ({image.shape[1]}), got {groups}")
     in_size = (image.shape[0], weight.shape[1] * groups, *size)

@@ -141,8 +141,8 @@ class AdaptiveAvgPool2d(Module):
 
     def __init__(self, output_size: Any) -> None:
         sizes = tuple(output_size) if isinstance(output_size, (tuple, list)) else (output_size, output_size)
-        pair(tuple(1 if size is None else size for size in sizes), "output_size", least=1)
-        self.output_size = sizes
+        height, width = pair(tuple(1 if size is None else size for size in sizes), "output_size", least=1)
+        self.output_size = None if sizes[0] is None else height, None if sizes[1] is None else width
 
     def size_for(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """Height and width of the result for an input of a shape (N, C, H, W); ValueError if that has no pixels."""

@@ -39,6 +39,7 @@ class Flatten(Module):
         shape, format = self.take(grad_output)
         if not input_grad:
             return None
+        grad_output = as_floats(grad_output, "grad_output")
         grad = backend(grad_output).reshape(grad_output, shape)
         # The layers below work in this format; they would have to convert otherwise, each for itself.
         return backend(grad).in_format(grad, format) if format == "channels_last" else grad

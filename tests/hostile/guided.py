@@ -34,15 +34,12 @@ def run(python: Path, name: str, count: int) -> dict[str, Any]:
     return found
 
 
-def lines(guided: dict[str, dict[str, Any]]) -> list[str]:
+def line(found: list[dict[str, Any]]) -> str:
     """What a page says of it."""
-    if not guided:
-        return []
-    calls, wrong = (sum(f["calls"] for f in guided.values()), sum(len(f["wrong"]) for f in guided.values()))
-    return [
-        f"Atheris chose {calls:,} more calls of {len(guided)} functions by the branches that they took: {wrong} wrong.",
-        "",
-    ]
+    calls, wrong = sum(f["calls"] for f in found), sum(len(f["wrong"]) for f in found)
+    return (
+        f"Atheris chose {calls:,} more calls of {len(found)} functions by the branches that they took: {wrong} wrong."
+    )
 
 
 def main() -> None:

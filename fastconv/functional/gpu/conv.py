@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from fastconv.arrays import dense_strides
 from fastconv.cuda.arrays import DeviceArray, as_device_array
 from fastconv.cuda.norm import channel_sums
@@ -15,7 +13,7 @@ from fastconv.functional.calls import CallCache
 from fastconv.functional.gpu.arrays import FLOATS, as_image, check_fit, format_of, new, prepared, target, with_axes
 from fastconv.functional.transposed import gradient_problem, transposed_size
 from fastconv.precision import precision_of
-from fastconv.problem import ConvProblem
+from fastconv.problem import ConvProblem, positive
 from fastconv.sizes import pair
 
 _calls, _replays = CallCache(), Replays()
@@ -105,11 +103,9 @@ def conv_transpose2d(
 ) -> Any:
     """`fastconv.conv_transpose2d`; `options` are (stride, padding, dilation, groups)."""
     image, missing = as_image(x, "x")
-    w, groups = as_device_array(weight, "weight", (4,)), options[3]
+    w, groups = as_device_array(weight, "weight", (4,)), positive(options[3], "groups")
     strides, dilations = pair(options[0], "stride", least=1), pair(options[2], "dilation", least=1)
     size = transposed_size(image.shape, w.shape, strides, options[1], output_padding, dilations)
-    if not isinstance(groups, (int, np.integer)) or groups < 1:
-        raise ValueError(f"groups must be a positive int, got {groups!r}")
     extra = pair(output_padding, "output_padding", least=0)
     if extra[0] >= strides[0] or extra[1] >= strides[1]:
         raise ValueError(f"output_padding must be less than the stride on a GPU, got {output_padding!r}")
