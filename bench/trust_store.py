@@ -37,9 +37,9 @@ reports an entry when `append` or `tune` has returned, before it begins the next
 append has 40 kB, which the system writes in parts. Wrong is a reported entry that is not in the store, one that is
 there twice, a damaged line, a store that does not open, and a process that ends by itself. Others export and merge
 all the time; `cleared` empties the store again and again under four writers. `interrupted` starts `fastconv tune` for
-six problems again and again, and ends it by Ctrl-C or SIGKILL at any time within 3 s: wrong is a problem measured a
-second time, a result that was printed and is not stored, and a Ctrl-C that does not end with one line and exit status
-130.
+six problems again and again, and ends it by Ctrl-C or SIGKILL at any time within 3 s after its imports: wrong is a
+problem measured a second time, a result that was printed and is not stored, and a Ctrl-C that does not end with one
+line and exit status 130.
 
 {stores}
 

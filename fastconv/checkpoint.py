@@ -93,7 +93,7 @@ def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as archive:
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:  # NumPy leaves a damaged one open
         # zipfile never reads more of a member than the size that is noted for it.
         size = sum(member.file_size for member in archive.zip.infolist())
         free = free_bytes()

@@ -15,6 +15,7 @@ import warnings
 from hashlib import sha256
 from typing import Any
 
+from numba import config
 from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
 from numba.core.serialize import dumps
 
@@ -82,7 +83,8 @@ def _warn(reason: str) -> None:
     if _Warned.once:
         return
     _Warned.once = True
+    named = f", {config.CACHE_DIR} cannot" if config.CACHE_DIR else ""
     warnings.warn(
-        f"compiled kernels are not kept for the next process: {reason}; let NUMBA_CACHE_DIR name a folder that can be",
-        RuntimeWarning, stacklevel=3,
+        f"compiled kernels are not kept for the next process: {reason}; let NUMBA_CACHE_DIR name a folder that can "
+        f"be{named}", RuntimeWarning, stacklevel=3,
     )  # fmt: skip

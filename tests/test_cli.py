@@ -268,6 +268,7 @@ def test_tune_says_at_once_that_the_store_cannot_be_written(tmp_path, monkeypatc
     monkeypatch.setattr(search, "tune_one", lambda *_: pytest.fail("measured in vain"))
     result = run("tune", TINY, code=1)
     assert result.stdout == "" and str(tmp_path / "file") in result.stderr
+    assert "let FASTCONV_WISDOM name a file that can be" in result.stderr
 
 
 def test_a_store_that_cannot_be_read_is_one_line_on_stderr(tmp_path, monkeypatch):

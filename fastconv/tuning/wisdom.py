@@ -277,8 +277,12 @@ def remember(entry: Entry) -> Entry:
 
 def check_writable() -> None:
     """Raise what `append` would, as far as it is known beforehand: ImportError or OSError."""
-    with _locked() as store:
-        lines.append(store, b"", _readable)
+    try:
+        with _locked() as store:
+            lines.append(store, b"", _readable)
+    except OSError as error:
+        what = "the wisdom store cannot be written; let FASTCONV_WISDOM name a file that can be"
+        raise OSError(f"{what}: {error}") from error
 
 
 def _stamped(entry: Entry) -> Row:
