@@ -341,3 +341,9 @@ def test_long_kernels_take_no_table_of_all_taps_at_all_borders() -> None:
     assert "direct" not in algorithms.supporting(problem)
     result = grad.conv2d_input(gradient.shape, weight, gradient, padding=(0, 2_500))
     np.testing.assert_array_equal(result, fastconv.conv2d(gradient, weight, padding=(0, 2_500)))
+
+
+def test_a_result_beyond_int64_is_what_stride_dilation_and_kernel_make() -> None:
+    x, weight = np.zeros((0, 1, 1, 3), np.float32), np.broadcast_to(np.float32(0), (1, 1, 1, 2**40))
+    with pytest.raises(ValueError, match="stride, dilation and the weight's kernel make the result's width 2361"):
+        fastconv.conv_transpose2d(x, weight, dilation=2**31 - 1)

@@ -113,6 +113,8 @@ def transposed_size(
         sizes.append((x_shape[2 + i] - 1) * stride[i] - sum(pads[i]) + span + extra[i])
         if sizes[i] < 1:
             raise ValueError(f"padding {padding!r} leaves nothing of the result's {name}; use less")
+        if sizes[i] >= 1 << 63:
+            raise ValueError(f"stride, dilation and the weight's kernel make the result's {name} {sizes[i]}: too much")
     return sizes[0], sizes[1]
 
 
