@@ -10,6 +10,7 @@ phase; pixels of a phase that has no taps get zero.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -43,33 +44,35 @@ class Axis:
     dilation: int
 
 
+def taps_of(start: int, kernel: int, stride: int, padding: Pair, dilation: int) -> tuple[range, range]:
+    """The taps that read the pixels start, start + stride, ..., and the outputs that read the first with each."""
+    divisor, ahead = math.gcd(dilation, stride), start + padding[0]
+    apart, spacing = stride // divisor, dilation // divisor
+    first = next((tap for tap in range(min(kernel, apart)) if (ahead - tap * dilation) % stride == 0), kernel)
+    taps = range(first, kernel, apart)
+    output = (ahead - first * dilation) // stride
+    return taps, range(output, output - len(taps) * spacing, -spacing)
+
+
 def split_axis(
     size: int, out: int, kernel: int, stride: int, padding: Pair, dilation: int, only_reached: bool = False
 ) -> list[Axis]:
     """The phases of one axis, or only those to which a tap belongs: of a large stride, few of many."""
-    step = stride // math.gcd(dilation, stride)
-    spacing = dilation // math.gcd(dilation, stride)
     found = []
-    starts = range(min(stride, size))
-    for start in (
-        starts
-        if not only_reached
-        else sorted(
-            start for r in range(min(kernel, step)) if (start := (r * dilation - padding[0]) % stride) in starts
-        )
-    ):
-        pixels, ahead = -(-(size - start) // stride), start + padding[0]
-        reaching = (r for r in range(min(kernel, step)) if (ahead - r * dilation) % stride == 0)
-        taps = range(next(reaching, kernel), kernel, step)[::-1]
-        # Pixel i of the phase was read with the j-th of these taps by output i + first + j*spacing.
-        first = (ahead - taps[0] * dilation) // stride if taps else 0
-        last = first + spacing * (len(taps) - 1) + pixels - 1
-        inside = max(0, first), min(out, last + 1)
-        if not taps or inside[0] >= inside[1]:
+    starts: Iterable[int] = range(min(stride, size))
+    if only_reached:
+        reached = {(tap * dilation - padding[0]) % stride for tap in range(min(kernel, stride))}
+        starts = sorted(start for start in reached if start < size)
+    for start in starts:
+        pixels = -(-(size - start) // stride)
+        taps, outputs = (each[::-1] for each in taps_of(start, kernel, stride, padding, dilation))
+        # Pixel i of the phase was read with the j-th of these taps by the j-th of these outputs, moved on by i.
+        inside = (max(0, outputs[0]), min(out, outputs[-1] + pixels)) if taps else (0, 0)
+        if inside[0] >= inside[1]:
             found.append(Axis(start, stride, pixels, range(0), (0, 0), (0, 0), 1))
             continue
-        pads = max(0, -first), max(0, last + 1 - out)
-        found.append(Axis(start, stride, pixels, taps, inside, pads, spacing))
+        pads = max(0, -outputs[0]), max(0, outputs[-1] + pixels - out)
+        found.append(Axis(start, stride, pixels, taps, inside, pads, outputs.step))
     return found
 
 

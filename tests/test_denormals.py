@@ -166,7 +166,7 @@ t.set_control_word(t.control_word() & ~denormals.BITS)
 compute(True)
 compute(False)
 """
-    run("-c", code, layer=layer, threads=4, PYTHONPATH=_paths())
+    assert run("-c", code, layer=layer, threads=4, PYTHONPATH=_paths()).returncode == 0
 
 
 def _paths() -> str:

@@ -46,13 +46,13 @@ def test_other_pools(method: str) -> None:
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_forks_amid_threads(layer: str) -> None:
-    scenario("fork_amid_threads", layer)
+    assert scenario("fork_amid_threads", layer)["wrong"] == 0
 
 
 @pytest.mark.parametrize("name", ["dataloader", "fork_after_torch"])
 def test_torch(name: str) -> None:
     pytest.importorskip("torch")
-    scenario(name, "omp")
+    assert scenario(name, "omp")["wrong"] == 0
 
 
 def test_a_child_says_once_what_to_do_and_so_does_its_own() -> None:
@@ -72,7 +72,7 @@ with fastconv.threads(1):
     fork(lambda: warned() and os._exit(1))
 assert not warned() and usable_threads(2) == 2
 """
-    run("-c", PRELUDE + code)
+    assert run("-c", PRELUDE + code).returncode == 0
 
 
 def test_a_child_of_a_parent_without_threads_has_them() -> None:
@@ -82,7 +82,7 @@ def child():
 fork(child)
 fork(child)
 """
-    run("-c", PRELUDE + code)
+    assert run("-c", PRELUDE + code).returncode == 0
 
 
 def test_a_fork_waits_for_the_compiler(tmp_path: Path) -> None:
@@ -95,4 +95,4 @@ for _ in range(20):
     fork(lambda: fastconv.avg_pool2d(x, 2))
 compiling.join()
 """
-    run("-c", PRELUDE + code, NUMBA_CACHE_DIR=str(tmp_path))
+    assert run("-c", PRELUDE + code, NUMBA_CACHE_DIR=str(tmp_path)).returncode == 0

@@ -24,17 +24,17 @@ def test_many_threads(layer: str, name: str) -> None:
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_many_threads_that_are_shared_by_more_callers(layer: str) -> None:
-    scenario("threads", layer, threads=8)
+    assert scenario("threads", layer, threads=8)["wrong"] == 0
 
 
 def test_many_threads_where_there_is_one() -> None:
-    scenario("threads", threads=1)
+    assert scenario("threads", threads=1)["wrong"] == 0
 
 
 @pytest.mark.parametrize("name", ["joblib", "dask", "torch"])
 def test_beside_others(name: str) -> None:
     pytest.importorskip(name)
-    scenario(name)
+    assert scenario(name)["wrong"] == 0
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -52,7 +52,7 @@ with fastconv.threads(1):
 limit()
 assert found == [1, 2, 2], found
 """
-    run("-c", code, layer=layer)
+    assert run("-c", code, layer=layer).returncode == 0
 
 
 MEETING = """
@@ -81,7 +81,7 @@ assert counts.tolist() == [2, 2], counts
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_two_jobs_run_at_once_though_there_are_more_threads(layer: str) -> None:
-    run("-c", MEETING, layer=layer, threads=4)
+    assert run("-c", MEETING, layer=layer, threads=4).returncode == 0
 
 
 CROWD = """
@@ -145,7 +145,7 @@ alone()
 @pytest.mark.parametrize("layer", ["omp", "tbb"])
 @pytest.mark.parametrize("threads", [2, 4])
 def test_callers_share_the_threads(threads: int, layer: str) -> None:
-    run("-c", f"THREADS = {threads}{CROWD}", layer=layer, threads=threads)
+    assert run("-c", f"THREADS = {threads}{CROWD}", layer=layer, threads=threads).returncode == 0
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ one image after the other.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count, product
 
 import numpy as np
 
+from fastconv.phases import taps_of
 from fastconv.problem import ConvProblem
 from fastconv.sizes import Pair
 
@@ -265,14 +265,10 @@ class InputSegment:
 def input_segments(size: int, out: int, kernel: int, stride: int, padding: Pair, dilation: int) -> list[InputSegment]:
     """Split one axis of the input into the longest runs that the same taps read."""
     found: list[InputSegment] = []
-    divisor = math.gcd(dilation, stride)
-    apart, spacing = stride // divisor, dilation // divisor  # of the taps that read a position, and of the outputs
     for remainder in range(min(stride, size)):
-        positions, ahead = -(-(size - remainder) // stride), remainder + padding[0]
-        first = next((tap for tap in range(min(kernel, apart)) if (ahead - tap * dilation) % stride == 0), kernel)
-        taps = range(first, kernel, apart)
-        output = (ahead - first * dilation) // stride  # it reads the first position with the first tap
-        outputs = range(output, output - len(taps) * spacing, -spacing)
+        positions = -(-(size - remainder) // stride)
+        taps, outputs = taps_of(remainder, kernel, stride, padding, dilation)
+        output, spacing = outputs.start, -outputs.step
         # Positions from which on a tap reads an output, or no longer does.
         starts = sorted({0} | {n for o in outputs for n in (-o, out - o) if 0 < n < positions})
         for start, end in zip(starts, [*starts[1:], positions], strict=True):
