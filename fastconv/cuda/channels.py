@@ -12,9 +12,9 @@ import math
 from functools import lru_cache
 from typing import NamedTuple
 
-from fastconv.cuda.toolkit import SIMULATED, device
+from fastconv.cuda.toolkit import device
 
-THREADS = 32 if SIMULATED else 128  # in the simulator, a thread that waits at a barrier costs time
+THREADS = 128
 _STEPS = 32  # pixels of a thread: they pay for finding the first one, and for adding up the threads
 _MOST_LANES = THREADS // 4  # a warp on a GPU
 _MERGED_LANES = 4  # float64 numbers of a sector of memory, the least that is read of it

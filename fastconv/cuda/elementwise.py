@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 from fastconv.cuda.arrays import DeviceArray
 from fastconv.cuda.kernel import Kernel, Launch
-from fastconv.cuda.toolkit import SIMULATED, cuda, device, int64, numbers, pointer, types
+from fastconv.cuda.toolkit import cuda, device, int64, numbers, pointer, types
 
 RELU, RELU_BACKWARD, LEAKY_RELU, LEAKY_RELU_BACKWARD, DROPOUT, ADD, DIVIDE, FILL, RELU6, RELU6_BACKWARD = range(10)
 OPERATIONS = range(10)
-THREADS = 8 if SIMULATED else 256
+THREADS = 256
 MOST_AXES = 6
 _MOST_BLOCKS = 1 << 16
 _RANDOM_BITS = 53

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from fastconv.cuda.ptx_simulated import _bf16, _f16, _Warp
+from fastconv.cuda.ptx_simulated import _bf16, _f16, _Warp, groups_of
 
 SWIZZLE_128 = 1  # in bits 62 and 63 of a descriptor
 EIGHT_ROWS = 1024  # bytes from 8 rows to the next
@@ -37,14 +37,6 @@ class _Memory:
         self.bytes = array.view(np.uint8)
 
 
-class _Products(threading.local):
-    """The products of a thread that are under way, in groups; the last is still open."""
-
-    def __init__(self) -> None:
-        self.groups: list[list[Callable[[], None]]] = [[]]
-
-
-_products = _Products()
 _warpgroups: WeakKeyDictionary[Any, dict[int, _Warpgroup]] = WeakKeyDictionary()
 _finding = threading.Lock()
 
@@ -69,12 +61,12 @@ def wgmma_fence() -> None:
 
 def wgmma_commit() -> None:
     """End a group of products."""
-    _products.groups.append([])
+    groups_of("products").append([])
 
 
 def wgmma_wait(pending: int) -> None:
     """Let the oldest groups of products end, until only so many are under way."""
-    groups = _products.groups
+    groups = groups_of("products")
     while len(groups) - 1 > pending:
         for end in groups.pop(0):
             end()
@@ -135,7 +127,7 @@ def _wgmma(real: Callable) -> Callable:
             with np.errstate(over="ignore", invalid="ignore"):
                 sums[: columns // 2] += product
 
-        _products.groups[-1].append(end)
+        groups_of("products")[-1].append(end)
 
     return wgmma
 

@@ -51,14 +51,9 @@ def store_words(memory: Any, index: int, values: tuple) -> None:
     _span(memory, index, 8)[:] = np.array(values, np.uint32).view(np.uint16)
 
 
-class _Copies(threading.local):
-    """The asynchronous copies of a thread: groups of (where to, what), the last one still open."""
-
-    def __init__(self) -> None:
-        self.groups: list[list[tuple[np.ndarray, Any]]] = [[]]
-
-
-_copies = _Copies()
+def groups_of(what: str) -> list[list[Any]]:
+    """What this thread has under way, in groups, the last one still open."""
+    return vars(threading.current_thread()).setdefault(f"_{what}", [[]])
 
 
 def _copy_async(size: int) -> Callable:
@@ -66,7 +61,7 @@ def _copy_async(size: int) -> Callable:
         target = _span(shared, at, size // shared.itemsize)
         what = _span(memory, index, len(target)).copy() if valid else 0
         target.view(np.uint8)[:] = 0xFF  # NaN: a kernel that does not wait sees it
-        _copies.groups[-1].append((target, what))
+        groups_of("copies")[-1].append((target, what))
 
     return copy
 
@@ -77,12 +72,12 @@ copy_async16 = _copy_async(16)
 
 def commit() -> None:
     """End a group of this thread's copies."""
-    _copies.groups.append([])
+    groups_of("copies").append([])
 
 
 def wait(pending: int) -> None:
     """Let the oldest groups of copies arrive, until only so many are under way."""
-    groups = _copies.groups
+    groups = groups_of("copies")
     while len(groups) - 1 > pending:
         for target, what in groups.pop(0):
             target[:] = what

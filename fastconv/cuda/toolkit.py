@@ -81,7 +81,10 @@ def numbers(kind: Any, fields: type) -> Any:
 
 def device(function: Callable) -> Any:
     """A function that kernels call, compiled as part of them."""
-    return cuda.jit(function, device=True) if SIMULATED else cuda.jit(function, device=True, inline="always")
+    if not SIMULATED:
+        return cuda.jit(function, device=True, inline="always")
+    # The simulator puts its `cuda` into a function's module for each call, which takes longer than most of them.
+    return cuda.jit(function, device=True) if "cuda" in function.__code__.co_names else function
 
 
 def intrinsic(simulated: Callable) -> Callable[[Callable], Any]:

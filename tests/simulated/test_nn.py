@@ -13,20 +13,12 @@ import pytest
 from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 from support import FORMATS, as_format, spread
 
-from fastconv import algorithms, nn, optim
+from fastconv import nn, optim
 from fastconv.cpu import updates as host_updates
 from fastconv.cuda import updates
 from fastconv.nn import gpu
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered")  # of random numbers, which is meant
-
-
-@pytest.fixture(autouse=True)
-def _plain_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those with a thread for each element: in the simulator, threads that wait for each other cost time."""
-    every = algorithms.names
-    plain = {"cuda": lambda _: ["reference"], "cpu": every}
-    monkeypatch.setattr(algorithms, "names", lambda operation, device="cpu": plain[device](operation))
 
 
 def numbers(shape: tuple[int, ...], dtype: str = "float32", seed: int = 0) -> np.ndarray:
