@@ -14,7 +14,7 @@ if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1":
 if missing():
     pytest.skip(missing(), allow_module_level=True)
 
-from fastconv.cuda import mma, mma_weight, pack_units
+from fastconv.cuda import image_units, mma, mma_weight, pack_units
 from fastconv.cuda.mma_tile import MmaTile
 from fastconv.cuda.mma_weight_tile import MmaWeightTile
 
@@ -63,6 +63,6 @@ def test_weight_gradients_multiply_most_of_the_time(rows_columns: tuple[int, int
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_packing_compiles(dtype: str) -> None:
-    for kernel in (pack_units._pack_filters(dtype), pack_units._fill_up(dtype)):
+    for kernel in (pack_units._pack_filters(dtype), image_units._fill_up(dtype)):
         code = kernel.cubin((8, 0))
         assert kernel.name.encode() in code and registers(code).stack == 0

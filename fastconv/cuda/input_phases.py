@@ -14,7 +14,7 @@ from typing import Any
 from fastconv.algorithms import Params
 from fastconv.cuda import mma, tiled, wgmma
 from fastconv.cuda.arrays import DeviceArray
-from fastconv.cuda.pack_units import ImageUnits
+from fastconv.cuda.image_units import ImageUnits
 from fastconv.phases import Phase, phases
 from fastconv.problem import ConvProblem
 from fastconv.sizes import Pair

@@ -18,11 +18,13 @@ from fastconv.cuda.conv_kernel import ConvKernel, Packed, Strides, check_reach
 from fastconv.cuda.gather import MOST_TAPS
 from fastconv.cuda.gather_units import TERM_FIELDS, gathering, own_pixels
 from fastconv.cuda.geometry import Epilogue
+from fastconv.cuda.image_units import ImageUnits
 from fastconv.cuda.kernel import MOST_BLOCKS, Kernel, Launch
 from fastconv.cuda.mma_tile import STAGES, MmaTile, multiplication, placing
-from fastconv.cuda.pack_units import FilterUnits, ImageUnits, padded_channels, width_of
+from fastconv.cuda.pack_units import FilterUnits
 from fastconv.cuda.ptx import commit, copy_async16, wait
 from fastconv.cuda.toolkit import cuda, device, float32, int32, numbers, pointer, uint32
+from fastconv.cuda.units import joined, padded_channels, width_of
 from fastconv.cuda.walk import WalkGeometry, tile_of_block
 from fastconv.cuda.write_tile import finishing, writing
 from fastconv.problem import ITEMSIZE, ConvProblem
@@ -216,7 +218,7 @@ class Mma(ConvKernel):
         return self._launch(x, out, False)
 
     def _launch(self, x: Strides, out: Strides, vectors: bool) -> Launch:
-        p, tile, width = self.problem, self.tile, width_of(self.problem)
+        p, tile, width = joined(self.problem), self.tile, width_of(self.problem)
         check_reach(p.in_shape, x)
         check_reach(p.out_shape, out)
         pixels, (top, _), (left, _) = p.batch * math.prod(p.conv_size), *p.padding

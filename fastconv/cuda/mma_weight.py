@@ -16,11 +16,11 @@ from fastconv.algorithms import Params
 from fastconv.cuda.arrays import DeviceArray
 from fastconv.cuda.codec import codec
 from fastconv.cuda.conv_kernel import Strides, WeightKernel
+from fastconv.cuda.image_units import ImageUnits
 from fastconv.cuda.kernel import MOST_BLOCKS, Kernel, Launch
 from fastconv.cuda.mma import blocks_at_once, copy_ns
 from fastconv.cuda.mma_tile import STAGES
 from fastconv.cuda.mma_weight_tile import MmaWeightTile, multiplication, writing
-from fastconv.cuda.pack_units import ImageUnits
 from fastconv.cuda.product_cost import LAUNCH_NS, PROCESSORS
 from fastconv.cuda.ptx import commit, wait
 from fastconv.cuda.sum_splits import SplitSum

@@ -13,6 +13,7 @@ from test_ptx import bf16, tf32
 
 from fastconv import algorithms
 from fastconv.cuda.arrays import DeviceArray
+from fastconv.cuda.units import Join, join_of, joined
 from fastconv.descriptor import parse
 from fastconv.problem import ConvProblem, Problem
 from fastconv.reference import convolve
@@ -27,6 +28,13 @@ TEXTS = [
     "n1c16h5w6k24r3s3p0.1.2.3u2.1_bias_relu6",
     "n1c16h5w4k16r2s3p1d2.1g2_bias_leakyrelu", "n1c3h5w4k9r3s3p1_bias", "n1c10h4w3k4r3s1g2", "n3c8h1w3k65r1s3p0.1",
     "n1c2h3w4k4r2s2p5", "n0c8h3w3k8r1s1", "n1c8h9w8k8r1s1",
+]  # fmt: skip
+
+# Pixels that share units of 16 bytes: any stride and dilation along rows, one unit for all taps, groups, no images.
+FEW_CHANNELS = [
+    "n2c3h7w9k8r7s7p3u2_bf16_nhwc_bias_relu", "n1c3h5w6k8r3s3p1_bf16", "n1c1h9w11k5r5s7p2.3u1.3_tf32_nhwc",
+    "n2c4h4w7k6r3s5p0.1.2.1d1.2g2_f16_nhwc", "n1c2h5w5k4r2s2p1u2.3_tf32", "n1c1h6w12k3r3s9p1_bf16_nhwc",
+    "n1c4h3w8k4r1s3p0.2u1.2d1.3g4_bf16_nhwc_relu", "n0c3h5w5k4r3s3_bf16", "n1c1h3w3k2r2s2p4_f16",
 ]  # fmt: skip
 
 
@@ -101,6 +109,24 @@ def test_forward(problem: ConvProblem) -> None:
             kernel = make(problem, name)
             kernel.convolve(*(sent(a, problem.dtype) for a in (x, weight, bias)), target)
             check(out, expected, problem)
+
+
+@pytest.mark.parametrize("text", FEW_CHANNELS)
+def test_pixels_of_few_channels_share_units(text: str) -> None:
+    problem = parse(f"{text}_cuda")
+    whole = joined(problem)
+    assert join_of(problem).pixels > 1 and whole.out_shape == problem.out_shape
+    assert math.prod(whole.kernel_size) < math.prod(problem.kernel_size)
+    x, weight, bias = arrays(problem)
+    out, target = result(problem, problem.out_shape)
+    make(problem, "mma").convolve(*(sent(a, problem.dtype) for a in (x, weight, bias)), target)
+    check(out, convolve(exact(problem), x, weight, bias), problem)
+
+
+def test_others_have_units_of_their_own() -> None:
+    for text in ("n1c8h3w9k8r3s3_bf16", "n1c3h9w9k8r3s1_bf16", "n1c3h9w9k8r3s3_tf32", "n1c5h9w9k8r3s3_f16"):
+        problem = parse(f"{text}_cuda")
+        assert join_of(problem) == Join() and joined(problem) is problem
 
 
 def test_tensor_cores_take_all_but_what_they_say() -> None:
