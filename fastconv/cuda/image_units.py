@@ -14,7 +14,7 @@ from fastconv.cuda.elements import divided
 from fastconv.cuda.kernel import Kernel, Launch
 from fastconv.cuda.ptx import store4, store_words
 from fastconv.cuda.toolkit import cuda, device, int64, numbers, pointer, uint32
-from fastconv.cuda.units import Join, join_of, joined, whole_units, width_of
+from fastconv.cuda.units import join_of, joined, tail_of, whole_units, width_of
 from fastconv.problem import ITEMSIZE, ConvProblem
 
 _THREADS = 256
@@ -24,12 +24,15 @@ class ImageGeometry(NamedTuple):
     """Sizes of an image and its copy (n, h, w, group, unit), and strides of the image in elements.
 
     The w-th of the `width` units of a row has `pixels` of the image's `columns`: w*step - left, and on by `apart`.
+    Behind the `whole` ones come the same with only so many pixels as are read `last`.
     """
 
     batch: int
     height: int
     columns: int
     width: int
+    whole: int
+    last: int
     pixels: int
     apart: int
     step: int
@@ -54,27 +57,30 @@ def _fill_up(dtype: str) -> Kernel:
 
     def fill_up_channels(x, out, g):
         values = cuda.local.array(WIDTH, stored)
-        index, pixels, units = cuda.grid(1), g.batch * g.height * g.width, g.groups * g.units
-        if index < pixels * units:
-            pixel, unit = divided(index, units)
+        index, places, units = cuda.grid(1), g.batch * g.height * g.width, g.groups * g.units
+        if index < places * units:
+            place, unit = divided(index, units)
             if g.x_channel != 1:
-                unit, pixel = divided(index, pixels)
-            rest, column = divided(pixel, g.width)
+                unit, place = divided(index, places)
+            rest, column = divided(place, g.width)
             n, row = divided(rest, g.height)
             group, first = divided(unit, g.units)
             at = n * g.x_batch + group * g.channels * g.x_channel + row * g.x_row
-            c, of_unit, column = first * WIDTH, 0, column * g.step - g.left
+            pixels = g.pixels
+            if column >= g.whole:
+                column, pixels = column - g.whole, g.last
+            c, pixel, column = first * WIDTH, 0, column * g.step - g.left
             for i in range(WIDTH):
-                inside = of_unit < g.pixels and 0 <= column < g.columns
+                inside = pixel < pixels and 0 <= column < g.columns
                 values[i] = x[at + c * g.x_channel + column * g.x_column] if inside else stored(0)
                 c += 1
                 if c == g.channels:
-                    c, of_unit, column = 0, of_unit + 1, column + g.apart
-            place = (pixel * units + unit) * WIDTH
+                    c, pixel, column = 0, pixel + 1, column + g.apart
+            where = (place * units + unit) * WIDTH
             if HALVES:
-                store_words(out, place, (pair(values, 0), pair(values, 2), pair(values, 4), pair(values, 6)))
+                store_words(out, where, (pair(values, 0), pair(values, 2), pair(values, 4), pair(values, 6)))
             else:
-                store4(out, place, (values[0], values[1], values[2], values[3]))
+                store4(out, where, (values[0], values[1], values[2], values[3]))
 
     array = pointer(stored)
     return Kernel(fill_up_channels, (array, array, numbers(int64, ImageGeometry)), (dtype,), threads=_THREADS)
@@ -93,9 +99,11 @@ class ImageUnits:
     def __init__(self, problem: ConvProblem, shape: tuple[int, ...] | None = None) -> None:
         self.problem = problem
         batch, channels, height, self._columns = shape or problem.in_shape
-        self._join, width = (Join(), self._columns) if shape else (join_of(problem), joined(problem).in_size[1])
+        self._join = None if shape else join_of(problem)
+        width = self._columns if shape else joined(problem).in_size[1] + tail_of(problem)
         self._group_channels = channels // problem.groups
-        self.padded_channels = whole_units(problem, self._join.pixels * self._group_channels)
+        pixels = self._join.pixels if self._join else 1
+        self.padded_channels = whole_units(problem, pixels * self._group_channels)
         self.channels = problem.groups * self.padded_channels
         self.shape = (batch, self.channels, height, width)
         self.size = math.prod(self.shape)
@@ -117,11 +125,18 @@ class ImageUnits:
         copy = replace(scratch(self.size, x), shape=self.shape, strides=dense_strides(self.shape, "channels_last"))
         launch = self._launches.get(x.strides)
         if launch is None:
-            p, (batch, _, height, width) = self.problem, self.shape
-            units, left = self.padded_channels // width_of(p), p.padding[1][0] if self._join.pixels > 1 else 0
-            sizes = (batch, height, self._columns, width, *self._join, left, p.groups, self._group_channels, units)
-            values = (ImageGeometry(*sizes, *x.strides),)
-            grid = (-(-self.size // width_of(p) // _THREADS),)
-            launch = self._launches[x.strides] = Launch(_fill_up(p.dtype), grid, values)
+            values = (self._geometry(x.strides),)
+            grid = (-(-self.size // width_of(self.problem) // _THREADS),)
+            launch = self._launches[x.strides] = Launch(_fill_up(self.problem.dtype), grid, values)
         launch((x, copy), x.stream)
         return copy
+
+    def _geometry(self, strides: tuple[int, ...]) -> ImageGeometry:
+        p, join, (batch, _, height, width) = self.problem, self._join, self.shape
+        walk = (width, 1, 1, 1, 1, 0)
+        if join:
+            walk = (joined(p).in_size[1], join.last, join.pixels, join.apart, join.step, p.padding[1][0])
+        units = self.padded_channels // width_of(p)
+        return ImageGeometry(
+            batch, height, self._columns, width, *walk, p.groups, self._group_channels, units, *strides
+        )

@@ -24,7 +24,7 @@ from fastconv.cuda.mma_tile import STAGES, MmaTile, multiplication, placing
 from fastconv.cuda.pack_units import FilterUnits
 from fastconv.cuda.ptx import commit, copy_async16, wait
 from fastconv.cuda.toolkit import cuda, device, float32, int32, numbers, pointer, uint32
-from fastconv.cuda.units import joined, padded_channels, width_of
+from fastconv.cuda.units import joined, padded_channels, tail_of, width_of
 from fastconv.cuda.walk import WalkGeometry, tile_of_block
 from fastconv.cuda.write_tile import finishing, writing
 from fastconv.problem import ITEMSIZE, ConvProblem
@@ -230,7 +230,7 @@ class Mma(ConvKernel):
             int(p.bias), int(vectors),
         )  # fmt: skip
         grid = (-(-pixels // tile.rows) * (self.packer.filters // tile.columns), 1, p.groups)
-        values = (WalkGeometry.of(*numbers), Epilogue.of(p.activation))
+        values = (WalkGeometry.of(*numbers, tail=tail_of(self.problem) * column), Epilogue.of(p.activation))
         return Launch(self.compiled(), grid, values, tile.shared_bytes(p.dtype))
 
     def tile_of(self, params: Params) -> Any:

@@ -105,9 +105,10 @@ class FilterUnits:
         self.taps = taps or (range(problem.kernel_size[0]), range(problem.kernel_size[1]))
         sizes = (problem.out_channels // problem.groups, problem.weight_shape[1])
         self._filters, self._channels = reversed(sizes) if transposed else sizes
-        self._join = join_of(problem)
-        self._taps = len(self.taps[0]), -(-len(self.taps[1]) // self._join.pixels)
-        self._padded = whole_units(problem, self._join.pixels * self._channels)
+        join = join_of(problem)
+        self._pixels = join.pixels if join else 1
+        self._taps = len(self.taps[0]), join.units if join else len(self.taps[1])
+        self._padded = whole_units(problem, self._pixels * self._channels)
         slice_terms = width_of(problem) * units
         self.slices = -(-math.prod(self._taps) * self._padded // slice_terms)
         self.terms = self.slices * slice_terms
@@ -137,8 +138,7 @@ class FilterUnits:
         block = block_units(self._padded // width, self.units) * width
         steps = (w_channel, w_filter) if self.transposed else (w_filter, w_channel)
         return FilterGeometry(
-            p.groups, self._filters, self._channels, self._join.pixels, *self._taps, len(columns), self.filters, block,
-            self.terms,
-            rows.start * w_row + columns.start * w_column, p.out_channels // p.groups * w_filter, *steps,
+            p.groups, self._filters, self._channels, self._pixels, *self._taps, len(columns), self.filters, block,
+            self.terms, rows.start * w_row + columns.start * w_column, p.out_channels // p.groups * w_filter, *steps,
             rows.step * w_row, columns.step * w_column,
         )  # fmt: skip

@@ -2,7 +2,9 @@
 
 Filled up with zeros, a unit of 8 channels would be mostly empty for a photograph of three. So a unit holds all channels
 of several pixels of a row there, and a convolution of the units, of fewer taps, computes the same: 7 taps of 3 channels
-are 4 units instead of 7. Padding along rows becomes part of the units.
+are 4 units instead of 7. Padding along rows becomes part of the units. Where the last unit of a row of taps has a pixel
+that no tap reads, a second copy of all units, for that last one, has zero there: an infinity would make NaN of its zero
+weight.
 """
 
 from __future__ import annotations
@@ -32,36 +34,52 @@ def whole_units(problem: ConvProblem, channels: int) -> int:
 
 
 class Join(NamedTuple):
-    """Pixels of a row that share a unit, the distance from one to the next, and that from unit to unit."""
+    """How pixels of a row share units.
 
-    pixels: int = 1
-    apart: int = 1
-    step: int = 1
+    Attributes
+    ----------
+    pixels, apart, step : int
+        Those of a unit, the distance from one to the next, and that from unit to unit.
+    units, last : int
+        Of a row of taps, and how many pixels of the last of these taps read.
+    """
+
+    pixels: int
+    apart: int
+    step: int
+    units: int
+    last: int
 
 
 @lru_cache
-def join_of(problem: ConvProblem) -> Join:
-    """That of a forward convolution: as few pixels as make a row of taps fewest units; one, of many channels."""
+def join_of(problem: ConvProblem) -> Join | None:
+    """That of a forward convolution of few channels: as few pixels as make a row of taps fewest units."""
     taps, fitting = problem.kernel_size[1], width_of(problem) // problem.weight_shape[1]
     if problem.direction != "forward" or min(fitting, taps) < 2:
-        return Join()
+        return None
     units = -(-taps // fitting)
     pixels, apart, stride = -(-taps // units), problem.dilation[1], problem.stride[1]
-    return Join(pixels, apart, stride if units == 1 else math.gcd(stride, pixels * apart))
+    step = stride if units == 1 else math.gcd(stride, pixels * apart)
+    return Join(pixels, apart, step, units, taps - (units - 1) * pixels)
 
 
 @lru_cache
 def joined(problem: ConvProblem) -> ConvProblem:
     """The convolution of units that a convolution of few channels becomes; any other as it is."""
     join = join_of(problem)
-    if join.pixels == 1:
+    if join is None:
         return problem
-    units = -(-problem.kernel_size[1] // join.pixels)
-    dilation = join.pixels * join.apart // join.step if units > 1 else 1
+    dilation = join.pixels * join.apart // join.step if join.units > 1 else 1
     stride = problem.stride[1] // join.step
-    width = (problem.conv_size[1] - 1) * stride + (units - 1) * dilation + 1
+    width = (problem.conv_size[1] - 1) * stride + (join.units - 1) * dilation + 1
     return replace(
         problem, in_channels=problem.in_channels * join.pixels, in_size=(problem.in_size[0], width),
-        kernel_size=(problem.kernel_size[0], units), stride=(problem.stride[0], stride),
+        kernel_size=(problem.kernel_size[0], join.units), stride=(problem.stride[0], stride),
         padding=(problem.padding[0], (0, 0)), dilation=(problem.dilation[0], dilation),
     )  # fmt: skip
+
+
+def tail_of(problem: ConvProblem) -> int:
+    """Units of a row from one for any taps to its copy for the last taps; 0 if there is no such copy."""
+    join = join_of(problem)
+    return joined(problem).in_size[1] if join and join.last < join.pixels else 0

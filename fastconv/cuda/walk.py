@@ -37,7 +37,8 @@ class WalkGeometry(NamedTuple):
     `pixels` counts those of all images; channels and filters are those of a group. Results go to ``out_first +
     n*out_batch + i*out_row + j*out_column + filter*out_channel``. A block of threads has one of `filter_tiles` tiles
     of filters, next to each other, for the same pixels. What follows `vectors` follows from the rest: `out_pitch` is
-    the step from pixel to pixel if all are evenly apart, else 0, then come divisors.
+    the step from pixel to pixel if all are evenly apart, else 0, then come divisors. The last tap of a row reads `tail`
+    further on (`fastconv.cuda.units`).
     """
 
     pixels: int
@@ -79,16 +80,17 @@ class WalkGeometry(NamedTuple):
     height_shift: int
     tiles_factor: int
     tiles_shift: int
+    tail: int
 
     @classmethod
-    def of(cls, *numbers: int) -> WalkGeometry:
+    def of(cls, *numbers: int, tail: int = 0) -> WalkGeometry:
         """From all fields up to `vectors`."""
         missing: tuple[int, ...] = (0,) * (len(cls._fields) - len(numbers))
         g = cls(*(numbers + missing))
         even = g.out_row == g.out_width * g.out_column and g.out_batch == g.out_height * g.out_row
         divisors = (Divisor.of(number) for number in (g.out_width, g.out_height, g.filter_tiles))
         rest = tuple(number for divisor in divisors for number in divisor)
-        return cls(*(*numbers, g.out_column if even else 0, *rest))
+        return cls(*(*numbers, g.out_column if even else 0, *rest, tail))
 
 
 @device
