@@ -19,7 +19,6 @@ from fastconv.phases import Phase, phases
 from fastconv.problem import ConvProblem
 from fastconv.sizes import Pair
 
-NARROW = (64, 32)  # pixels and channels of a tile for few channels, as those of a photograph
 _MOST_PHASES = 64
 
 
@@ -121,13 +120,6 @@ class ByPhases:
         return replace(found, memory_format="channels_last", in_channels=self._images(problem).channels)
 
 
-class _ByTiled(ByPhases):
-    def space(self, problem: ConvProblem) -> list[Params]:
-        """Tiles that a group's channels fill at least half, or the narrow one."""
-        found = [params for params in super().space(problem) if params["filters"] < 2 * problem.weight_shape[1]]
-        return found or [dict(zip(("pixels", "filters"), NARROW, strict=True))]
-
-
 class InputPhases:
     """Gradient of the input, or a transposed convolution: its phases one after the other.
 
@@ -164,4 +156,4 @@ class InputPhases:
             kernel.convolve(outputs(grad, phase), weight, bias, pixels(out, phase))
 
 
-by_tiled, by_mma, by_wgmma = _ByTiled(tiled), ByPhases(mma, units=True), ByPhases(wgmma, units=True)
+by_tiled, by_mma, by_wgmma = ByPhases(tiled), ByPhases(mma, units=True), ByPhases(wgmma, units=True)

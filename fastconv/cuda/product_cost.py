@@ -11,7 +11,8 @@ _FLOP_NS = 1 / 40_000  # of a large GPU
 
 def blocks_at_once(tile: Tile) -> int:
     """Blocks that a multiprocessor holds: fewer threads of a narrow tile, for each copies more and needs registers."""
-    return 512 // tile.threads if tile.columns >= 128 else 384 // tile.threads
+    threads = 512 if tile.columns >= 128 else 384 if tile.columns >= 32 else 256
+    return threads // tile.threads
 
 
 def product_ns(tile: Tile, rows: int, columns: int, terms: int, products: int) -> float:

@@ -29,7 +29,7 @@ def storing(tile: Tile) -> Any:
     finishes and stores that half.
     """
     HALF, COLUMNS, PITCH, THREADS = tile.rows // 2, tile.columns, tile.columns + PAD, tile.threads
-    LANES = COLUMNS // 4
+    LANES, COLUMN_STEP = COLUMNS // 4, max(1, tile.threads // (tile.rows // 2))
     place = place_of(tile)
 
     @device
@@ -72,15 +72,15 @@ def storing(tile: Tile) -> Any:
 
     @device
     def write_planes(shared, out, bias, g, epilogue, thread, first_pixel, first_filter, group):
-        row = int32(thread % HALF)
-        m = int32(first_pixel + row)
-        if m < g.pixels:
-            where = pixel_place(g, m)
-            for column in range(thread // HALF, COLUMNS, THREADS // HALF):
-                k = int32(first_filter + column)
-                if k < g.filters:
-                    value = shared[row * PITCH + column] + bias_of(bias, g, group, k)
-                    out[int32(where + (group * g.filters + k) * g.out_channel)] = activated(value, epilogue)
+        for row in range(thread % HALF, HALF, THREADS):
+            m = int32(first_pixel + row)
+            if m < g.pixels:
+                where = pixel_place(g, m)
+                for column in range(thread // HALF, COLUMNS, COLUMN_STEP):
+                    k = int32(first_filter + column)
+                    if k < g.filters:
+                        value = shared[row * PITCH + column] + bias_of(bias, g, group, k)
+                        out[int32(where + (group * g.filters + k) * g.out_channel)] = activated(value, epilogue)
 
     @device
     def write(shared, out, bias, g, epilogue, thread, first_pixel, first_filter, group):

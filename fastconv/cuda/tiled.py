@@ -28,6 +28,7 @@ from fastconv.cuda.walk import WalkGeometry, tile_of_block
 from fastconv.problem import ConvProblem
 
 TILES = [(128, 128), (128, 64), (64, 64)]
+NARROW = [(64, 32), (128, 16)]  # of a warp each, for few filters
 _ARRIVING = STAGES - 2
 
 
@@ -50,10 +51,10 @@ def unsupported_product(problem: ConvProblem) -> str | None:
 
 
 def space(problem: ConvProblem) -> list[Params]:
-    """Tiles that a group's filters fill at least half."""
+    """Tiles that a group's filters fill more than half; for few filters the narrow one that holds them."""
     filters = problem.out_channels // problem.groups
-    narrowest = min(columns for _, columns in TILES)
-    return [{"pixels": m, "filters": n} for m, n in TILES if n < 2 * filters or n == narrowest]
+    filled = [(m, n) for m, n in TILES if n < 2 * filters] or [(m, n) for m, n in NARROW if n >= filters][-1:]
+    return [{"pixels": m, "filters": n} for m, n in filled]
 
 
 def cost(problem: ConvProblem, params: Params) -> float:
