@@ -16,7 +16,7 @@ import numpy as np
 from greenlet import getcurrent, greenlet
 from numba.cuda.simulator import kernel, kernelapi
 
-from fastconv.cuda import ptx_hopper_simulated, ptx_simulated
+from fastconv.cuda import ptx_bulk_simulated, ptx_hopper_simulated, ptx_simulated
 
 _order = random.Random(0)
 
@@ -78,5 +78,5 @@ def install() -> None:
         current_thread=getcurrent, Barrier=Barrier, Lock=threading.Lock, BrokenBarrierError=threading.BrokenBarrierError
     )
     kernel.BlockManager.run = _run
-    for module in (kernelapi, ptx_simulated, ptx_hopper_simulated):
+    for module in (kernelapi, ptx_simulated, ptx_hopper_simulated, ptx_bulk_simulated):
         module.threading = names
