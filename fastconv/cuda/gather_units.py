@@ -12,11 +12,10 @@ from functools import cache
 from typing import Any
 
 from fastconv.cuda.elements import divided
-from fastconv.cuda.gather import ELEMENT, INSIDE
+from fastconv.cuda.gather import ELEMENT, INSIDE, image_pixel
 from fastconv.cuda.mma_tile import MmaTile, placing
 from fastconv.cuda.ptx import copy_async16_cached, kept
 from fastconv.cuda.toolkit import device, int32, uint32
-from fastconv.cuda.walk import pixel_at
 
 _COLUMN_BIT = 16
 
@@ -36,7 +35,7 @@ def block_units(channels: int, units: int) -> int:
 
 
 @cache
-def gathering(tile: MmaTile, width: int) -> Any:
+def gathering(tile: MmaTile, width: int, pixel_of: Any = image_pixel) -> Any:
     """Three device functions as those of `fastconv.cuda.gather.gathering`, for units of `width` elements."""
     UNITS, OWN, STEP, WIDTH = tile.units, own_pixels(tile), tile.threads // tile.units, width
     PITCH, place = STEP * UNITS * WIDTH, placing(tile.units)
@@ -49,12 +48,11 @@ def gathering(tile: MmaTile, width: int) -> Any:
     def start(g, thread, first, group, pixels, term, rows, columns):
         pixel, unit, block = int32(thread // UNITS), int32(thread % UNITS), block_of(g)
         for p in range(OWN):
-            m = int32(first + pixel + p * STEP)
-            n, i, j = pixel_at(g, m)
+            n, i, j, there = pixel_of(g, first, int32(pixel + p * STEP))
             rows[p], columns[p] = int32(i * g.stride_h - g.top), int32(j * g.stride_w - g.left)
             unit_of_tap = n * g.x_batch + group * g.channels * g.x_channel + rows[p] * g.x_row + columns[p] * g.x_column
             pixels[p, ELEMENT], pixels[p, INSIDE] = kept(int32(unit_of_tap)), int32(0)
-            if m >= g.pixels:
+            if not there:
                 rows[p] = int32(-(1 << 30))  # no row of taps is inside
         for r in range(g.taps_h):
             for p in range(OWN):

@@ -13,20 +13,19 @@ from typing import Any, NamedTuple
 
 from fastconv.algorithms import Params
 from fastconv.cuda.arrays import DeviceArray
-from fastconv.cuda.codec import codec
 from fastconv.cuda.conv_kernel import ConvKernel, Packed, Strides, check_reach
-from fastconv.cuda.gather import MOST_TAPS
+from fastconv.cuda.gather import MOST_TAPS, image_pixel
 from fastconv.cuda.gather_units import TERM_FIELDS, gathering, own_pixels
 from fastconv.cuda.geometry import Epilogue
 from fastconv.cuda.image_units import ImageUnits
 from fastconv.cuda.kernel import MOST_BLOCKS, Kernel, Launch
+from fastconv.cuda.mma_kernel import kernel
 from fastconv.cuda.mma_tile import STAGES, MmaTile, multiplication, placing
 from fastconv.cuda.pack_units import FilterUnits
 from fastconv.cuda.ptx import commit, copy_async16, wait
-from fastconv.cuda.toolkit import cuda, device, float32, int32, numbers, pointer, uint32
+from fastconv.cuda.toolkit import cuda, device, float32, int32, uint32
 from fastconv.cuda.units import joined, padded_channels, tail_of, width_of
-from fastconv.cuda.walk import WalkGeometry, tile_of_block
-from fastconv.cuda.write_tile import finishing, writing
+from fastconv.cuda.walk import WalkGeometry
 from fastconv.problem import ITEMSIZE, ConvProblem
 
 TILES = [(128, 128), (128, 64), (64, 64)]
@@ -121,17 +120,17 @@ def make(problem: ConvProblem, params: Params, threads: int) -> Mma:
 
 
 @cache
-def compiled(tile: MmaTile, dtype: str) -> Kernel:
-    """The kernel for a tile and a dtype."""
-    stored, WIDTH = codec(dtype).stored, 16 // ITEMSIZE[dtype]
-    ROWS, COLUMNS, SUMS, OWN = tile.rows, tile.columns, tile.sums, own_pixels(tile)
+def accumulation(tile: MmaTile, dtype: str, pixel_of: Any = image_pixel) -> Any:
+    """The device function ``accumulate(shared, x, weight, g, thread, first, group, first_filter, sums)``.
+
+    It computes a thread's sums; `first` tells `pixel_of` where the tile is.
+    """
+    WIDTH, ROWS, COLUMNS, SUMS, OWN = 16 // ITEMSIZE[dtype], tile.rows, tile.columns, tile.sums, own_pixels(tile)
     UNITS, STEP = tile.units, tile.threads // tile.units
     SLICE, LEFT, place = (ROWS + COLUMNS) * UNITS * WIDTH, ROWS * UNITS * WIDTH, placing(tile.units)
     COPIES, FRAGMENTS_A, FRAGMENTS_B = COLUMNS // STEP, tile.warp_rows // 4, tile.warp_columns // 4
-    start, copy, advance = gathering(tile, WIDTH)
+    start, copy, advance = gathering(tile, WIDTH, pixel_of)
     places, multiply = multiplication(tile, dtype, WIDTH)
-    word = float32 if dtype == "float32" else uint32
-    finish, write = finishing(tile, dtype), writing(tile, dtype)
 
     @device
     def copy_weights(shared, at, weight, element, g):
@@ -139,19 +138,15 @@ def compiled(tile: MmaTile, dtype: str) -> Kernel:
             source = int32(element + i * STEP * g.slices * (UNITS * WIDTH))
             copy_async16(shared, int32(at + i * STEP * UNITS * WIDTH), weight, source, True)
 
-    def mma(x, weight, bias, out, g, epilogue):
-        shared, words = cuda.shared.array(0, stored), cuda.shared.array(0, word)
-        sums = cuda.local.array(SUMS, float32)
+    @device
+    def accumulate(shared, x, weight, g, thread, first, group, first_filter, sums):
         a, b = cuda.local.array(FRAGMENTS_A, uint32), cuda.local.array(FRAGMENTS_B, uint32)
         pixels, term = cuda.local.array((OWN, 2), int32), cuda.local.array(TERM_FIELDS, int32)
         rows, columns = cuda.local.array(OWN, int32), cuda.local.array(OWN, int32)
         left, right = cuda.local.array(2, int32), cuda.local.array(2, int32)
-        thread, group = int32(cuda.threadIdx.x), int32(cuda.blockIdx.z)
-        pixel_tile, filter_tile = tile_of_block(g, int32(cuda.blockIdx.x))
-        first_pixel, first_filter = int32(pixel_tile * ROWS), int32(filter_tile * COLUMNS)
         for i in range(SUMS):
             sums[i] = float32(0)
-        left_place = start(g, thread, first_pixel, group, pixels, term, rows, columns)
+        left_place = start(g, thread, first, group, pixels, term, rows, columns)
         right_place = int32(LEFT + place(int32(thread // UNITS), int32(thread % UNITS)) * WIDTH)
         element = int32((group * g.padded_filters + first_filter + thread // UNITS) * g.slices)
         element = int32((element * UNITS + thread % UNITS) * WIDTH)
@@ -178,13 +173,14 @@ def compiled(tile: MmaTile, dtype: str) -> Kernel:
             ready = int32(0) if ready == (STAGES - 1) * SLICE else int32(ready + SLICE)
             ahead = int32(ahead - 1)
         cuda.syncthreads()  # nobody reads slices any more
-        finish(words, sums, bias, g, epilogue, thread, first_filter, group)
-        cuda.syncthreads()
-        write(words, shared, out, g, thread, first_pixel, first_filter, group)
 
-    array = pointer(stored)
-    kinds = (array, array, array, array, numbers(int32, WalkGeometry), numbers(float32, Epilogue))
-    return Kernel(mma, kinds, (tile.rows, tile.columns, dtype), threads=tile.threads, blocks=blocks_at_once(tile))
+    return accumulate
+
+
+@cache
+def compiled(tile: MmaTile, dtype: str) -> Kernel:
+    """The kernel for a tile and a dtype."""
+    return kernel("mma", tile, dtype, accumulation(tile, dtype), blocks_at_once(tile))
 
 
 class Mma(ConvKernel):

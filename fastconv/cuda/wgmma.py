@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from fastconv.algorithms import Params
 from fastconv.cuda import mma
-from fastconv.cuda.codec import codec
+from fastconv.cuda.gather import image_pixel
 from fastconv.cuda.gather_units import TERM_FIELDS, gathering, own_pixels
-from fastconv.cuda.geometry import Epilogue
 from fastconv.cuda.kernel import Kernel
+from fastconv.cuda.mma_kernel import kernel
 from fastconv.cuda.mma_tile import MmaTile, placing
 from fastconv.cuda.ptx import commit, copy_async16, wait
 from fastconv.cuda.ptx_hopper import (
@@ -30,9 +31,7 @@ from fastconv.cuda.ptx_hopper import (
     wgmma_tf32,
     wgmma_wait,
 )  # fmt: skip
-from fastconv.cuda.toolkit import cuda, device, float32, int32, numbers, pointer, types, uint32
-from fastconv.cuda.walk import WalkGeometry, tile_of_block
-from fastconv.cuda.write_tile import finishing, writing
+from fastconv.cuda.toolkit import cuda, device, float32, int32, types
 from fastconv.problem import ITEMSIZE, ConvProblem
 
 # Pixels, filters, and slices in shared memory: with fewer of them a multiprocessor holds two blocks.
@@ -117,16 +116,14 @@ def _tile(params: Params) -> WgmmaTile:
 
 
 @cache
-def compiled(tile: WgmmaTile, dtype: str) -> Kernel:
-    """The kernel for a tile and a dtype."""
-    stored, word = codec(dtype).stored, float32 if dtype == "float32" else uint32
-    product, WIDTH, UNITS = _PRODUCTS[dtype], 16 // ITEMSIZE[dtype], tile.units
+def accumulation(tile: WgmmaTile, dtype: str, pixel_of: Any = image_pixel) -> Any:
+    """The device function that computes a thread's sums, as that of `fastconv.cuda.mma.accumulation`."""
+    product, place, WIDTH, UNITS = _PRODUCTS[dtype], placing(tile.units), 16 // ITEMSIZE[dtype], tile.units
     ROWS, COLUMNS, SUMS, OWN, THREADS = tile.rows, tile.columns, tile.sums, own_pixels(tile), tile.threads
     ROW, STEP, COPIES = UNITS * WIDTH, THREADS // UNITS, COLUMNS * UNITS // THREADS
     LEFT, SLICE, AHEAD = ROWS * ROW, (ROWS + COLUMNS) * ROW, tile.stages - 1
     LAST, ARRIVING = AHEAD * SLICE, AHEAD - 1
-    start, gather, advance = gathering(tile, WIDTH)
-    place, finish, write = placing(UNITS), finishing(tile, dtype), writing(tile, dtype)
+    start, gather, advance = gathering(tile, WIDTH, pixel_of)
 
     @device
     def copy_weights(shared, at, weight, element, g):
@@ -143,17 +140,13 @@ def compiled(tile: WgmmaTile, dtype: str) -> Kernel:
         product(sums, COLUMNS, shared, left + types.uint64(6), right + types.uint64(6))
         wgmma_commit()
 
-    def wgmma(x, weight, bias, out, g, epilogue):
-        shared, words = cuda.shared.array(0, stored), cuda.shared.array(0, word)
-        sums = cuda.local.array(SUMS, float32)
+    @device
+    def accumulate(shared, x, weight, g, thread, first, group, first_filter, sums):
         pixels, term = cuda.local.array((OWN, 2), int32), cuda.local.array(TERM_FIELDS, int32)
         rows, columns = cuda.local.array(OWN, int32), cuda.local.array(OWN, int32)
-        thread, group = int32(cuda.threadIdx.x), int32(cuda.blockIdx.z)
-        pixel_tile, filter_tile = tile_of_block(g, int32(cuda.blockIdx.x))
-        first_pixel, first_filter = int32(pixel_tile * ROWS), int32(filter_tile * COLUMNS)
         for i in range(SUMS):
             sums[i] = float32(0)
-        left_place = start(g, thread, first_pixel, group, pixels, term, rows, columns)
+        left_place = start(g, thread, first, group, pixels, term, rows, columns)
         right_place = int32(LEFT + place(int32(thread // UNITS), int32(thread % UNITS)) * WIDTH)
         element = int32((group * g.padded_filters + first_filter + thread // UNITS) * g.slices)
         element = int32((element * UNITS + thread % UNITS) * WIDTH)
@@ -183,14 +176,14 @@ def compiled(tile: WgmmaTile, dtype: str) -> Kernel:
             ahead = int32(ahead - 1)
         wgmma_finish(sums, SUMS)
         cuda.syncthreads()  # nobody multiplies any more
-        finish(words, sums, bias, g, epilogue, thread, first_filter, group)
-        cuda.syncthreads()
-        write(words, shared, out, g, thread, first_pixel, first_filter, group)
 
-    array = pointer(stored)
-    kinds = (array, array, array, array, numbers(int32, WalkGeometry), numbers(float32, Epilogue))
-    variant, blocks = (tile.rows, tile.columns, tile.stages, dtype), tile.blocks_at_once(dtype)
-    return Kernel(wgmma, kinds, variant, threads=THREADS, blocks=blocks, features="a")
+    return accumulate
+
+
+@cache
+def compiled(tile: WgmmaTile, dtype: str) -> Kernel:
+    """The kernel for a tile and a dtype."""
+    return kernel("wgmma", tile, dtype, accumulation(tile, dtype), tile.blocks_at_once(dtype), features="a")
 
 
 class Wgmma(mma.Mma):
