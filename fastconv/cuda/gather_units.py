@@ -72,7 +72,7 @@ def gathering(tile: MmaTile, width: int, pixel_of: Any = image_pixel) -> Any:
     def copy(shared, at, x, g, pixels, term):
         row, column = term[ROW], term[COLUMN]
         tap = int32(row * g.tap_row + column * g.tap_column + term[CHANNEL] * g.x_channel)
-        tap += g.tail if column == g.taps_w - 1 else int32(0)
+        tap += g.tail if int32(column + 1) == g.taps_w else int32(0)
         bits = int32((int32(1) << row) | (int32(1 << _COLUMN_BIT) << column))
         for p in range(OWN):
             inside = int32(pixels[p, INSIDE] & bits) == bits

@@ -189,7 +189,8 @@ class Mma(ConvKernel):
     def __init__(self, problem: ConvProblem, params: Params) -> None:
         super().__init__(problem)
         self.tile = self.tile_of(params)
-        self.packer, self.images = FilterUnits(problem, self.tile.columns, units=self.tile.units), ImageUnits(problem)
+        sizes = {"units": self.tile.units, "whole_slices": self.tile.bulk_copies}
+        self.packer, self.images = FilterUnits(problem, self.tile.columns, **sizes), ImageUnits(problem)
         copies = self.images.expected
         self.layout_copies = "x to channels-last with whole units of 16 bytes" if copies else "none"
         scratch = self.images.size * copies + self.packer.size * problem.raw

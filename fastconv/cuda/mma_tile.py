@@ -39,6 +39,11 @@ class MmaTile:
         return 4
 
     @property
+    def bulk_copies(self) -> bool:
+        """Whether weights come a slice at a time, packed as they lie in shared memory."""
+        return False
+
+    @property
     def warps_across(self) -> int:
         """Warps that have the same rows."""
         return 2

@@ -14,7 +14,7 @@ from fastconv.cuda.kernel import Kernel, Launch
 from fastconv.cuda.ptx import round_tf32
 from fastconv.cuda.toolkit import cuda, device, int64, numbers, pointer
 from fastconv.cuda.units import join_of, whole_units, width_of
-from fastconv.problem import ConvProblem
+from fastconv.problem import ITEMSIZE, ConvProblem
 
 _THREADS = 256
 
@@ -24,7 +24,7 @@ class FilterGeometry(NamedTuple):
 
     Transposed, filters are the channels of x and channels its filters. `first` is the element of the first tap, `w_row`
     and `w_column` go on to the next one. A tap is that of a unit, which has `pixels` of the kernel's `columns`, and the
-    `channels` of each.
+    `channels` of each. `tile` filters with so many terms, a `row` of a slice, are neighbours, or 0.
     """
 
     groups: int
@@ -43,6 +43,8 @@ class FilterGeometry(NamedTuple):
     w_channel: int
     w_row: int
     w_column: int
+    tile: int
+    row: int
 
 
 @device
@@ -52,7 +54,7 @@ def _as_it_is(value):
 
 @cache
 def _pack_filters(dtype: str) -> Kernel:
-    stored = codec(dtype).stored
+    stored, WIDTH = codec(dtype).stored, 16 // ITEMSIZE[dtype]
     rounded = round_tf32 if dtype == "float32" else _as_it_is
 
     def pack_filter_units(weight, out, g):
@@ -69,7 +71,13 @@ def _pack_filters(dtype: str) -> Kernel:
             if k < g.filters and pixel < g.pixels and s < g.columns:
                 at = g.first + group * g.w_group + k * g.w_filter + c * g.w_channel
                 value = rounded(weight[at + r * g.w_row + s * g.w_column])
-            out[index] = value
+            where = index
+            if g.tile:
+                slice, element = divided(term, g.row)
+                tile, row = divided(group * g.padded_filters + k, g.tile)
+                where = (tile * (g.terms // g.row) + slice) * g.tile + row
+                where = where * g.row + (element ^ (row % 8 * WIDTH))  # units as `fastconv.cuda.mma_tile.placing` does
+            out[where] = value
             index += step
 
     array = pointer(stored)
@@ -95,13 +103,16 @@ class FilterUnits:
         Exchange filters and channels of a group, as gradients of the input read them.
     units : int
         Of a row of a slice.
+    whole_slices : bool, default False
+        Put what a slice has of `block` filters side by side, as it lies in shared memory: for rows of 8 units.
     """
 
     def __init__(
         self, problem: ConvProblem, block: int, taps: tuple[range, range] | None = None, transposed: bool = False,
-        *, units: int,
+        *, units: int, whole_slices: bool = False,
     ) -> None:  # fmt: skip
         self.problem, self.block, self.transposed, self.units = problem, block, transposed, units
+        self.whole_slices = whole_slices
         self.taps = taps or (range(problem.kernel_size[0]), range(problem.kernel_size[1]))
         sizes = (problem.out_channels // problem.groups, problem.weight_shape[1])
         self._filters, self._channels = reversed(sizes) if transposed else sizes
@@ -130,7 +141,7 @@ class FilterUnits:
 
     def of_phase(self, problem: ConvProblem, taps: tuple[range, range]) -> FilterUnits:
         """The same for some taps of a gradient of the input."""
-        return FilterUnits(problem, self.block, taps, transposed=True, units=self.units)
+        return FilterUnits(problem, self.block, taps, transposed=True, units=self.units, whole_slices=self.whole_slices)
 
     def _geometry(self, strides: tuple[int, ...]) -> FilterGeometry:
         p, (rows, columns), (w_filter, w_channel, w_row, w_column) = self.problem, self.taps, strides
@@ -140,5 +151,5 @@ class FilterUnits:
         return FilterGeometry(
             p.groups, self._filters, self._channels, self._pixels, *self._taps, len(columns), self.filters, block,
             self.terms, rows.start * w_row + columns.start * w_column, p.out_channels // p.groups * w_filter, *steps,
-            rows.step * w_row, columns.step * w_column,
+            rows.step * w_row, columns.step * w_column, self.block * self.whole_slices, self.units * width,
         )  # fmt: skip

@@ -20,6 +20,7 @@ from fastconv.cuda.kernel import Kernel
 from fastconv.cuda.mma_kernel import kernel
 from fastconv.cuda.mma_tile import MmaTile, placing
 from fastconv.cuda.ptx import commit, copy_async16, wait
+from fastconv.cuda.ptx_bulk import barrier_expect, barrier_init, barrier_wait, copy_bulk
 from fastconv.cuda.ptx_hopper import (
     descriptor,
     fence_async,
@@ -52,9 +53,22 @@ class WgmmaTile(MmaTile):
     ----------
     stages : int
         One is multiplied while the others arrive.
+    bulk : int
+        1 if one thread has whole slices of weights copied, else 0.
     """
 
     stages: int
+    bulk: int
+
+    @property
+    def bulk_copies(self) -> bool:
+        """Whether weights come a slice at a time, packed as they lie in shared memory."""
+        return self.bulk == 1
+
+    @property
+    def slices_bytes(self) -> int:
+        """Shared memory of all slices; behind it, each has a barrier of 8 bytes for `bulk`."""
+        return self.stages * 16 * self.units * (self.rows + self.columns)
 
     @property
     def units(self) -> int:
@@ -83,7 +97,7 @@ class WgmmaTile(MmaTile):
 
     def shared_bytes(self, dtype: str) -> int:
         """Shared memory of a block: its slices, or in the end its results."""
-        return max(self.stages * 16 * self.units * (self.rows + self.columns), 4 * self.rows * self.row_words(dtype))
+        return max(self.slices_bytes + 8 * self.stages * self.bulk, 4 * self.rows * self.row_words(dtype))
 
     def blocks_at_once(self, dtype: str) -> int:
         """Blocks that a multiprocessor holds."""
@@ -97,13 +111,15 @@ def space(problem: ConvProblem) -> list[Params]:
     """Tiles that a group's filters fill at least half."""
     filters = problem.out_channels // problem.groups
     narrowest = min(columns for _, columns, _ in TILES)
-    return [{"pixels": m, "filters": n, "stages": s} for m, n, s in TILES if n < 2 * filters or n == narrowest]
+    fitting = [tile for tile in TILES if tile[1] < 2 * filters or tile[1] == narrowest]
+    return [{"pixels": m, "filters": n, "stages": s, "bulk": bulk} for m, n, s in fitting for bulk in (0, 1)]
 
 
 def cost(problem: ConvProblem, params: Params) -> float:
-    """Predicted time in nanoseconds on an H100."""
+    """Predicted time in nanoseconds on an H100; bulk copies, not measured yet, come second."""
     tile = _tile(params)
-    return mma.product_ns(problem, tile, tile.blocks_at_once(problem.dtype), _RATES[problem.dtype])
+    predicted = mma.product_ns(problem, tile, tile.blocks_at_once(problem.dtype), _RATES[problem.dtype])
+    return predicted * (1.01 if tile.bulk else 1)
 
 
 def make(problem: ConvProblem, params: Params, threads: int) -> Wgmma:
@@ -112,7 +128,7 @@ def make(problem: ConvProblem, params: Params, threads: int) -> Wgmma:
 
 
 def _tile(params: Params) -> WgmmaTile:
-    return WgmmaTile(params["pixels"], params["filters"], params["stages"])
+    return WgmmaTile(params["pixels"], params["filters"], params["stages"], params["bulk"])
 
 
 @cache
@@ -121,14 +137,39 @@ def accumulation(tile: WgmmaTile, dtype: str, pixel_of: Any = image_pixel) -> An
     product, place, WIDTH, UNITS = _PRODUCTS[dtype], placing(tile.units), 16 // ITEMSIZE[dtype], tile.units
     ROWS, COLUMNS, SUMS, OWN, THREADS = tile.rows, tile.columns, tile.sums, own_pixels(tile), tile.threads
     ROW, STEP, COPIES = UNITS * WIDTH, THREADS // UNITS, COLUMNS * UNITS // THREADS
-    LEFT, SLICE, AHEAD = ROWS * ROW, (ROWS + COLUMNS) * ROW, tile.stages - 1
-    LAST, ARRIVING = AHEAD * SLICE, AHEAD - 1
+    LEFT, SLICE, AHEAD, ARRIVING = ROWS * ROW, (ROWS + COLUMNS) * ROW, tile.stages - 1, tile.stages - 2
+    NEXT = COLUMNS * ROW if tile.bulk_copies else ROW
     start, gather, advance = gathering(tile, WIDTH, pixel_of)
 
+    BULK, BARRIERS, SLICE_BYTES, STAGES = tile.bulk_copies, tile.slices_bytes // 8, 16 * UNITS * COLUMNS, tile.stages
+
     @device
-    def copy_weights(shared, at, weight, element, g):
-        for i in range(COPIES):
-            copy_async16(shared, int32(at + i * STEP * ROW), weight, int32(element + i * STEP * g.slices * ROW), True)
+    def first_weight(g, thread, group, first_filter):
+        if BULK:
+            return int32((group * g.padded_filters + first_filter) * g.slices * ROW)
+        row = int32((group * g.padded_filters + first_filter + thread // UNITS) * g.slices)
+        return int32((row * UNITS + thread % UNITS) * WIDTH)
+
+    @device
+    def copy_weights(shared, barriers, stage, weight, element, g, thread):
+        if BULK:
+            if thread == 0:
+                barrier_expect(barriers, int32(BARRIERS + stage), int32(SLICE_BYTES))
+                at = int32(stage * SLICE + LEFT)
+                copy_bulk(shared, at, weight, element, int32(SLICE_BYTES), barriers, int32(BARRIERS + stage))
+        else:
+            at = int32(stage * SLICE + LEFT + place(int32(thread // UNITS), int32(thread % UNITS)) * WIDTH)
+            for i in range(COPIES):
+                source = int32(element + i * STEP * g.slices * ROW)
+                copy_async16(shared, int32(at + i * STEP * ROW), weight, source, True)
+
+    @device
+    def start_barriers(barriers, thread):
+        if thread == 0:
+            for stage in range(STAGES):
+                barrier_init(barriers, int32(BARRIERS + stage), int32(1))
+            fence_async()
+        cuda.syncthreads()
 
     @device
     def multiply(shared, slice, own_left, sums):
@@ -146,33 +187,37 @@ def accumulation(tile: WgmmaTile, dtype: str, pixel_of: Any = image_pixel) -> An
         rows, columns = cuda.local.array(OWN, int32), cuda.local.array(OWN, int32)
         for i in range(SUMS):
             sums[i] = float32(0)
+        barriers = cuda.shared.array(0, types.uint64)
+        if BULK:
+            start_barriers(barriers, thread)
         left_place = start(g, thread, first, group, pixels, term, rows, columns)
-        right_place = int32(LEFT + place(int32(thread // UNITS), int32(thread % UNITS)) * WIDTH)
-        element = int32((group * g.padded_filters + first_filter + thread // UNITS) * g.slices)
-        element = int32((element * UNITS + thread % UNITS) * WIDTH)
+        element = first_weight(g, thread, group, first_filter)
         own_left = int32(thread // 128 * 64 * ROW)
         for i in range(AHEAD):
             if i < g.slices:
                 gather(shared, int32(i * SLICE + left_place), x, g, pixels, term)
-                copy_weights(shared, int32(i * SLICE + right_place), weight, element, g)
+                copy_weights(shared, barriers, i, weight, element, g, thread)
                 advance(g, term)
-            element += int32(ROW)
+            element += int32(NEXT)
             commit()
-        ahead, ready, free = g.slices, int32(0), int32(LAST)
+        ahead, ready, free, parity = g.slices, int32(0), int32(AHEAD), int32(0)
         while ahead > 0:
             wait(ARRIVING)
             fence_async()
             cuda.syncthreads()  # the slice is there for all, and the one before it is no longer multiplied
-            multiply(shared, ready, own_left, sums)
+            if BULK:
+                barrier_wait(barriers, int32(BARRIERS + ready), parity)
+            multiply(shared, int32(ready * SLICE), own_left, sums)
             if ahead > AHEAD:
-                gather(shared, int32(free + left_place), x, g, pixels, term)
-                copy_weights(shared, int32(free + right_place), weight, element, g)
+                gather(shared, int32(free * SLICE + left_place), x, g, pixels, term)
+                copy_weights(shared, barriers, free, weight, element, g, thread)
                 advance(g, term)
-            element += int32(ROW)
+            element += int32(NEXT)
             commit()
             wgmma_wait(0)
-            free = ready
-            ready = int32(0) if ready == LAST else int32(ready + SLICE)
+            free, ready = ready, int32(ready + 1)
+            if ready == STAGES:
+                ready, parity = int32(0), int32(1 - parity)
             ahead = int32(ahead - 1)
         wgmma_finish(sums, SUMS)
         cuda.syncthreads()  # nobody multiplies any more

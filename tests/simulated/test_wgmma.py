@@ -87,12 +87,13 @@ CONVOLUTIONS = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("bulk", [0, 1])
 @pytest.mark.parametrize("text", CONVOLUTIONS)
-def test_convolution(text: str) -> None:
+def test_convolution(text: str, bulk: int) -> None:
     problem = parse(f"{text}_cuda")
     x, weight, bias = arrays(problem)
     assert wgmma.unsupported(problem) is None
     out, target = result(problem, problem.out_shape)
-    kernel = wgmma.make(problem, wgmma.space(problem)[-1], 1)
+    kernel = wgmma.make(problem, {**wgmma.space(problem)[-1], "bulk": bulk}, 1)
     kernel.convolve(*(sent(a, problem.dtype) for a in (x, weight, bias)), target)
     check(out, convolve(exact(problem), x, weight, bias), problem)
