@@ -19,7 +19,7 @@ if missing():
 from fastconv.cuda import ptx
 from fastconv.cuda.toolkit import cubin, cuda, float32, float64, int32, int64, pointer, types, uint32
 
-X, BITS = pointer(float32), pointer(uint32)
+X, BITS, HALVES = pointer(float32), pointer(uint32), pointer(types.uint16)
 
 
 def vectors(x, y):
@@ -27,6 +27,12 @@ def vectors(x, y):
     ptx.shared_store4(shared, t * 4, ptx.load4(x, t * 4))
     ptx.sync_warp()
     ptx.store4(y, t * 4, ptx.shared_load4(shared, (t ^ 1) * 4))
+
+
+def pairs(x, y):
+    t = int32(cuda.threadIdx.x)
+    low, high = ptx.load_pairs(x, t * 4)
+    ptx.store_pairs(y, t * 4, (high, low))
 
 
 def copies(x, y):
@@ -108,10 +114,11 @@ TARGETS = pytest.mark.parametrize("target", [(8, 0), (9, 0, "a")], ids=["sm_80",
 @pytest.mark.parametrize(
     ("kernel", "kinds", "names"),
     [(vectors, (X, X), ["LDG.E.128", "STS.128", "LDS.128", "STG.E.128"]),
+     (pairs, (HALVES, HALVES), ["LDG.E.64", "STG.E.64"]),
      (copies, (X, X), ["LDGSTS.E", "LDGSTS.E.BYPASS.128", "LDGDEPBAR", "LDGDEPBAR", "DEPBAR.LE", "LDS", "STG.E"]),
      (matrices, (X, BITS), ["LDSM.16.M88.4", "LDSM.16.MT88.4"] + 8 * ["STG.E"]),
      (products, (X, BITS), ["HMMA.1688.F32.TF32", "HMMA.16816.F32.BF16", "HMMA.16816.F32"] + 12 * ["STG.E"])],
-    ids=["vectors", "copies", "matrices", "products"],
+    ids=["vectors", "pairs", "copies", "matrices", "products"],
 )  # fmt: skip
 def test_intrinsics_are_single_instructions(kernel: Callable, kinds: tuple, names: list[str], target: Any) -> None:
     code = cubin(kernel, kinds, target, name=kernel.__name__)
@@ -146,6 +153,10 @@ def wide(x):
     ptx.load4(x, 0)
 
 
+def narrow(x):
+    ptx.load_pairs(x, 0)
+
+
 def unlike(x):
     ptx.copy_async16(cuda.shared.array(0, types.uint16), 0, x, 0, True)
 
@@ -160,8 +171,9 @@ def unsettled(x):
 
 @pytest.mark.parametrize(
     ("kernel", "kind", "message"),
-    [(wide, float64, "4 bytes, got float64"), (unlike, float32, "float32 to uint16"),
-     (too_wide, float64, "float64 do not fill 4 bytes"), (unsettled, float32, "RequireLiteralValue")],
+    [(wide, float64, "4 bytes, got float64"), (narrow, float32, "2 bytes, got float32"),
+     (unlike, float32, "float32 to uint16"), (too_wide, float64, "float64 do not fill 4 bytes"),
+     (unsettled, float32, "RequireLiteralValue")],
 )  # fmt: skip
 def test_what_no_instruction_does_is_refused(kernel: Callable, kind: Any, message: str) -> None:
     with pytest.raises(Exception, match=message):

@@ -335,10 +335,10 @@ def as_device_array(
     return array
 
 
-def scratch(size: int, like: DeviceArray) -> DeviceArray:
-    """Uninitialised memory for so many elements, of the dtype, the library and the stream of an array."""
-    library = library_of(like.owner)
+def scratch(size: int, like: DeviceArray, dtype: str | None = None) -> DeviceArray:
+    """Uninitialised memory for so many elements, of the library and stream of an array, and by default of its dtype."""
+    library, dtype = library_of(like.owner), dtype or like.dtype
     assert library is not None
-    storage = "int16" if like.dtype in ("float16", "bfloat16") else like.dtype  # kernels see their bits
+    storage = "int16" if dtype in ("float16", "bfloat16") else dtype  # kernels see their bits
     made = library.describe(library.new((size,), (1,), storage, like.owner))
-    return made if storage == like.dtype else replace(made, dtype=like.dtype)
+    return made if storage == dtype else replace(made, dtype=dtype)

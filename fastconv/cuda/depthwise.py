@@ -1,9 +1,10 @@
-"""Depthwise convolution in float32: filters of one channel each, a strip of pixels for each thread.
+"""Depthwise convolution: filters of one channel each, a strip of pixels for each thread.
 
 There is nothing to share between filters, so memory is the limit: a thread computes a few neighbouring pixels of a
-row, of four channels by loads of 16 bytes where they are neighbours, from a window of each row that its taps share
+row, of four channels by one load where they are neighbours, from a window of each row that its taps share
 (`fastconv.cuda.strips`). Neighbouring threads find each other's pixels in the cache. The gradient of the input is the
-same along other walks, with the taps of a channel's filters.
+same along other walks, with the taps of a channel's filters. Elements of 16 bits are float32 in registers, and packed
+weights, which are few, in memory too.
 """
 
 from __future__ import annotations
@@ -14,19 +15,17 @@ from typing import NamedTuple
 
 from fastconv.algorithms import Params
 from fastconv.cuda.arrays import DeviceArray
+from fastconv.cuda.codec import codec
 from fastconv.cuda.conv_kernel import ConvKernel, Packed, Strides, check_reach
 from fastconv.cuda.geometry import Epilogue
 from fastconv.cuda.kernel import Kernel, Launch
 from fastconv.cuda.pack import FilterPacker
+from fastconv.cuda.strip_access import ONE, VECTOR, WIDTH, Access, access
 from fastconv.cuda.strips import (
-    ONE,
-    VECTOR,
-    Access,
     Strip,
     StripGeometry,
     Walks,
     aligned,
-    bias_at,
     choices,
     forward,
     is_backward,
@@ -42,8 +41,8 @@ _LAUNCH_NS, _NS_PER_BYTE, _NS_PER_LOAD = 3_000.0, 0.0003, 0.00006
 
 def unsupported(problem: ConvProblem) -> str | None:
     """Why this algorithm cannot compute `problem`, or None if it can."""
-    if problem.dtype != "float32":
-        return f"it computes float32, not {problem.dtype}"
+    if problem.dtype == "float64":
+        return "its sums are float32, not float64"
     if problem.weight_shape[1] != 1:
         return "its filters have more than one channel"
     if max(math.prod(shape) for shape in (problem.in_shape, problem.weight_shape, problem.out_shape)) >= 1 << 30:
@@ -90,10 +89,11 @@ class Fans(NamedTuple):
 
 
 @cache
-def compiled(strip: Strip, access: Access) -> Kernel:
+def compiled(strip: Strip, images: Access) -> Kernel:
     """The kernel of four neighbouring results that have a filter each, or of one, in every thread."""
-    PIXELS, SPAN, STRIDE, COLUMNS, WIDTH = strip.pixels, strip.span, strip.stride, strip.columns, access.width
-    read, write, load = access.read, access.write, loading(strip, access)
+    PIXELS, SPAN, STRIDE, COLUMNS, WIDTH = strip.pixels, strip.span, strip.stride, strip.columns, images.width
+    read_bias, read_tap = codec(images.dtype).read, access(images.kind, "float32").read
+    load, write = loading(strip, images), images.write
 
     def depthwise(x, weight, bias, out, g, fans, epilogue):
         sums, window = cuda.local.array((PIXELS, WIDTH), float32), cuda.local.array((COLUMNS, WIDTH), float32)
@@ -103,7 +103,7 @@ def compiled(strip: Strip, access: Access) -> Kernel:
             lane, strip, i, n = strip_of(index, g)
             first, j = int32(lane * WIDTH), int32(strip * PIXELS)
             for v in range(WIDTH):
-                start = bias_at(bias, g, int32(first + v))
+                start = read_bias(bias, int32(first + v)) if g.has_bias else float32(0)
                 for p in range(PIXELS):
                     sums[p, v] = start
             top, left = int32(i * g.stride_h - g.top), int32(j * g.stride_w - g.left)
@@ -118,7 +118,7 @@ def compiled(strip: Strip, access: Access) -> Kernel:
                             at, taps = int32(image + row * g.x_row), int32(g.w_first + r * g.w_row + s * g.w_column + k)
                             load(window, x, at, True, int32(left + s * g.dilation_w), g)
                             for t in range(SPAN):
-                                read(tap, 0, weight, int32(taps + t * g.w_column), 1)
+                                read_tap(tap, 0, weight, int32(taps + t * g.w_column), 1)
                                 for p in range(PIXELS):
                                     for v in range(WIDTH):
                                         sums[p, v] += window[p * STRIDE + t, v] * tap[0, v]
@@ -127,9 +127,9 @@ def compiled(strip: Strip, access: Access) -> Kernel:
                 if j + p < g.out_width:
                     write(out, int32(where + p * g.out_column), 1, sums, p, epilogue)
 
-    array, variant = pointer(float32), (PIXELS, SPAN, STRIDE, access.name)
+    array, taps, variant = pointer(images.stored), pointer(float32), (PIXELS, SPAN, STRIDE, images.kind, images.dtype)
     values = (numbers(int32, StripGeometry), numbers(int32, Fans), numbers(float32, Epilogue))
-    return Kernel(depthwise, (array, array, array, array, *values), variant, threads=THREADS)
+    return Kernel(depthwise, (array, taps, array, array, *values), variant, threads=THREADS)
 
 
 class Depthwise(ConvKernel):
@@ -141,8 +141,9 @@ class Depthwise(ConvKernel):
         super().__init__(problem)
         self.walks, self.strip = walks, Strip.of(params["strip"], walks[1])
         # For packing all filters are one group of one channel.
-        self.packer = FilterPacker(ConvProblem.create((1, 1, *problem.kernel_size), problem.weight_shape), VECTOR.width)
-        self.workspace_bytes = problem.itemsize * self.packer.size if is_backward(problem) or problem.raw else 0
+        one = ConvProblem.create((1, 1, *problem.kernel_size), problem.weight_shape, dtype=problem.dtype, device="cuda")
+        self.packer = FilterPacker(one, WIDTH)
+        self.workspace_bytes = self.packer.workspace_bytes if is_backward(problem) or problem.raw else 0
 
     def pack(self, weight: DeviceArray, bias: DeviceArray | None) -> Packed:
         """Weights (K, 1, R, S) as (r, s, filter)."""
@@ -150,7 +151,7 @@ class Depthwise(ConvKernel):
 
     def launch(self, *strides: Strides) -> Launch:
         p, (x, _, out) = self.problem, strides
-        vectors = p.in_channels == p.out_channels and p.in_channels % VECTOR.width == 0 and x[1] == out[1] == 1
+        vectors = p.in_channels == p.out_channels and p.in_channels % WIDTH == 0 and x[1] == out[1] == 1
         steps = (x[0], x[2], x[3], out[0], out[2], out[3])
         return self._launch(x, out, VECTOR if vectors and aligned(*steps) else ONE)
 
@@ -158,8 +159,8 @@ class Depthwise(ConvKernel):
         x, _, out = strides
         return self._launch(x, out, ONE)
 
-    def _launch(self, x: Strides, out: Strides, access: Access) -> Launch:
-        p = self.problem
+    def _launch(self, x: Strides, out: Strides, kind: str) -> Launch:
+        p, images = self.problem, access(kind, self.problem.dtype)
         filters = p.out_channels // p.groups
         shapes, fans = (p.in_shape, p.out_shape), Fans(1, filters)
         if is_backward(p):
@@ -167,7 +168,7 @@ class Depthwise(ConvKernel):
         for shape, strides in zip(shapes, (x, out), strict=True):
             check_reach(shape, strides)
         packed = (p.kernel_size[1] * self.packer.columns, self.packer.columns)
-        g = self.strip.geometry(p, self.walks, shapes[1][1] // access.width, x, out, packed)
+        g = self.strip.geometry(p, self.walks, shapes[1][1] // images.width, x, out, packed)
         strips = g.batch * g.out_height * g.strips * g.lanes
         values = (g, fans, Epilogue.of(p.activation))
-        return Launch(compiled(self.strip, access), (-(-strips // THREADS),), values)
+        return Launch(compiled(self.strip, images), (-(-strips // THREADS),), values)

@@ -1,6 +1,6 @@
-"""Gradient of depthwise weights in float32: sums over all pixels of the images, which are read about once.
+"""Gradient of depthwise weights: sums over all pixels of the images, which are read about once.
 
-A thread has one filter, or four by loads of 16 bytes, and walks over strips of pixels (`fastconv.cuda.strips`) with
+A thread has one filter, or four that it loads at once, and walks over strips of pixels (`fastconv.cuda.strips`) with
 the sums of a few taps in registers. The threads of a block have a few neighbouring lanes and share the strips of a
 split; what they found is added in shared memory, and that of all splits by `fastconv.cuda.sum_splits`, always in the
 same order.
@@ -18,8 +18,9 @@ from fastconv.cuda.depthwise import unsupported
 from fastconv.cuda.elements import divided
 from fastconv.cuda.kernel import Kernel, Launch
 from fastconv.cuda.product_cost import PROCESSORS
-from fastconv.cuda.strips import ONE, VECTOR, Access, Strip, StripGeometry, aligned, forward, loading
-from fastconv.cuda.sum_splits import SplitWeightKernel
+from fastconv.cuda.strip_access import ONE, VECTOR, WIDTH, Access, access
+from fastconv.cuda.strips import Strip, StripGeometry, aligned, forward, loading
+from fastconv.cuda.sum_splits import SplitWeightKernel, needs_sum
 from fastconv.cuda.toolkit import cuda, device, float32, int32, numbers, pointer, uint32
 from fastconv.problem import ConvProblem
 
@@ -55,16 +56,16 @@ def _tap_rows(problem: ConvProblem, strip: Strip) -> int:
     return min(problem.kernel_size[0], _MOST_TAPS // strip.span)
 
 
-def _blocks(problem: ConvProblem, strip: Strip, access: Access) -> tuple[int, int, int]:
+def _blocks(problem: ConvProblem, strip: Strip, images: Access) -> tuple[int, int, int]:
     """Of lanes, of rows and of columns of taps; each of them reads all pixels of a split."""
     kernel_h, kernel_w = problem.kernel_size
-    lanes = -(-problem.out_channels // (access.width * _lanes(problem)))
+    lanes = -(-problem.out_channels // (images.width * _lanes(problem)))
     return lanes, -(-kernel_h // _tap_rows(problem, strip)), kernel_w // strip.span
 
 
 def _expected(problem: ConvProblem) -> Access:
-    whole = problem.in_channels == problem.out_channels and problem.out_channels % VECTOR.width == 0
-    return VECTOR if whole and problem.memory_format == "channels_last" else ONE
+    whole = problem.in_channels == problem.out_channels and problem.out_channels % WIDTH == 0
+    return access(VECTOR if whole and problem.memory_format == "channels_last" else ONE, problem.dtype)
 
 
 def space(problem: ConvProblem) -> list[Params]:
@@ -88,7 +89,7 @@ def cost(problem: ConvProblem, params: Params) -> float:
     loads = _strips(problem, strip.pixels) * problem.out_channels * windows * math.prod(taps)
     waves = lanes * math.prod(taps) * params["splits"] / _AT_ONCE
     total = _LAUNCH_NS + (_NS_PER_BYTE * memory + _NS_PER_LOAD * loads) * math.ceil(waves) / waves
-    return total + (_LAUNCH_NS + _NS_PER_SPLIT * params["splits"] if params["splits"] > 1 else 0)
+    return total + (_LAUNCH_NS + _NS_PER_SPLIT * params["splits"] if needs_sum(problem, params["splits"]) else 0)
 
 
 def make(problem: ConvProblem, params: Params, threads: int) -> DepthwiseWeight:
@@ -118,18 +119,14 @@ class Work(NamedTuple):
 
 
 @cache
-def compiled(strip: Strip, tap_rows: int, access: Access, lanes: int) -> Kernel:
+def compiled(strip: Strip, tap_rows: int, images: Access, lanes: int) -> Kernel:
     """The kernel for strips, rows of taps, filters of a thread and lanes of a block."""
     PIXELS, SPAN, STRIDE, COLUMNS, ROWS = strip.pixels, strip.span, strip.stride, strip.columns, tap_rows
-    WIDTH, LANES, WALKERS, PITCH = (
-        access.width,
-        lanes,
-        THREADS // lanes,
-        THREADS + lanes,
-    )  # banks of lanes follow each other
+    WIDTH, LANES, WALKERS = images.width, lanes, THREADS // lanes
+    PITCH = THREADS + lanes  # banks of lanes follow each other
     TAPS = tap_rows * strip.span
-    PLACES, SHARED = TAPS * access.width, TAPS * access.width * PITCH
-    read, load = access.read, loading(strip, access)
+    PLACES, SHARED = TAPS * WIDTH, TAPS * WIDTH * PITCH
+    read, load = images.read, loading(strip, images)
 
     @device
     def add_strip(sums, grads, window, x, grad, g, unit, k, channel, first_r, first_s):
@@ -189,8 +186,8 @@ def compiled(strip: Strip, tap_rows: int, access: Access, lanes: int) -> Kernel:
         cuda.syncthreads()
         add_walkers(shared, out, g, work, thread, split, first_lane, first_r, first_s)
 
-    array, variant = pointer(float32), (PIXELS, SPAN, STRIDE, ROWS, access.name, LANES)
-    kinds = (array, array, array, numbers(int32, StripGeometry), numbers(int32, Work))
+    array, variant = pointer(images.stored), (PIXELS, SPAN, STRIDE, ROWS, images.kind, images.dtype, LANES)
+    kinds = (array, array, pointer(float32), numbers(int32, StripGeometry), numbers(int32, Work))
     return Kernel(depthwise_weight, kinds, variant, threads=THREADS, blocks=BLOCKS)
 
 
@@ -205,23 +202,24 @@ class DepthwiseWeight(SplitWeightKernel):
 
     def launch(self, *strides: Strides) -> Launch:
         x, grad, _ = strides
-        vectors = _expected(self.problem) is VECTOR and x[1] == grad[1] == 1
+        vectors = _expected(self.problem).kind == VECTOR and x[1] == grad[1] == 1
         return self._launch(strides, VECTOR if vectors and aligned(x[0], *x[2:], grad[0], *grad[2:]) else ONE)
 
     def launch_unaligned(self, *strides: Strides) -> Launch:
         return self._launch(strides, ONE)
 
-    def _launch(self, strides: tuple[Strides, ...], access: Access) -> Launch:
+    def _launch(self, strides: tuple[Strides, ...], kind: str) -> Launch:
         p, strip, (x, grad, out) = self.problem, self.strip, strides
+        images = access(kind, p.dtype)
         filters, channels, kernel_h, kernel_w = p.weight_shape
         check_reach(p.in_shape, x)
         check_reach(p.out_shape, grad)
         check_reach((self.splits * filters, channels, kernel_h, kernel_w), out)
-        lane_blocks, row_blocks, column_blocks = blocks = _blocks(p, strip, access)
+        lane_blocks, row_blocks, column_blocks = blocks = _blocks(p, strip, images)
         work = Work(
             _strips(p, strip.pixels), _share(p, strip.pixels, self.splits), lane_blocks, row_blocks, column_blocks,
             filters // p.groups, filters * out[0], out[0],
         )  # fmt: skip
-        g = strip.geometry(p, forward(p), filters // access.width, x, grad, (out[2], out[3]))
-        kernel = compiled(strip, _tap_rows(p, strip), access, _lanes(p))
+        g = strip.geometry(p, forward(p), filters // images.width, x, grad, (out[2], out[3]))
+        kernel = compiled(strip, _tap_rows(p, strip), images, _lanes(p))
         return Launch(kernel, (math.prod(blocks) * self.splits,), (g, work))

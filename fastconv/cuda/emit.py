@@ -9,7 +9,6 @@ from llvmlite import ir
 F32, VOID = ir.FloatType(), ir.VoidType()
 I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _GLOBAL, _SHARED = 1, 3  # LLVM's address spaces on NVIDIA GPUs
-WORDS = ir.PointerType(ir.VectorType(I32, 4), _GLOBAL)
 
 
 def bytes_of(kind: Any) -> int:
@@ -20,8 +19,17 @@ def bytes_of(kind: Any) -> int:
 def need_words(*kinds: Any) -> None:
     """Raise a TypeError unless elements have 4 bytes."""
     for kind in kinds:
-        if bytes_of(kind) != 4:
-            raise TypeError(f"elements must have 4 bytes, got {kind.dtype}")
+        _need(4, kind)
+
+
+def need_halves(kind: Any) -> None:
+    """Raise a TypeError unless elements have 2 bytes."""
+    _need(2, kind)
+
+
+def _need(size: int, kind: Any) -> None:
+    if bytes_of(kind) != size:
+        raise TypeError(f"elements must have {size} bytes, got {kind.dtype}")
 
 
 def global_address(builder: Any, pointer: Any, index: Any) -> Any:
@@ -42,25 +50,31 @@ def shared_address(context: Any, builder: Any, kind: Any, array: Any, index: Any
 
 def global_vector(builder: Any, pointer: Any, index: Any) -> Any:
     """Pointer to 4 elements of global memory."""
-    return builder.bitcast(global_address(builder, pointer, index), _vector_at(pointer.type.pointee, _GLOBAL))
+    return _vector(builder, global_address(builder, pointer, index), pointer.type.pointee, 4)
 
 
-def _vector_at(element: Any, space: int) -> Any:
-    return ir.PointerType(ir.VectorType(element, 4), space)
+def global_words(builder: Any, count: int, pointer: Any, index: Any) -> Any:
+    """Pointer to what begins at an element of global memory as a vector of uint32."""
+    return _vector(builder, global_address(builder, pointer, index), I32, count)
+
+
+def _vector(builder: Any, address: Any, element: Any, count: int) -> Any:
+    return builder.bitcast(address, ir.PointerType(ir.VectorType(element, count), _GLOBAL))
 
 
 def load_vector(context: Any, builder: Any, kind: Any, vector: Any) -> Any:
-    """The 4 elements at a pointer, as a tuple of a type."""
-    loaded = builder.load(vector, align=16)
-    return context.make_tuple(builder, kind, [builder.extract_element(loaded, I32(i)) for i in range(4)])
+    """The elements of 4 bytes of the vector at a pointer, as a tuple of a type."""
+    count = vector.type.pointee.count
+    loaded = builder.load(vector, align=4 * count)
+    return context.make_tuple(builder, kind, [builder.extract_element(loaded, I32(i)) for i in range(count)])
 
 
 def store_vector(builder: Any, values: Any, vector: Any) -> None:
-    """Write a tuple of 4 elements."""
-    stored = ir.Constant(vector.type.pointee, ir.Undefined)
-    for i in range(4):
+    """Write a tuple of elements of 4 bytes."""
+    stored, count = ir.Constant(vector.type.pointee, ir.Undefined), vector.type.pointee.count
+    for i in range(count):
         stored = builder.insert_element(stored, builder.extract_value(values, i), I32(i))
-    builder.store(stored, vector, align=16)
+    builder.store(stored, vector, align=4 * count)
 
 
 def instruction(builder: Any, result: Any, text: str, constraints: str, arguments: list, *, pure: bool = False) -> Any:

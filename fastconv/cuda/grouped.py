@@ -1,9 +1,9 @@
-"""Convolution of small groups in float32: a strip of pixels of four filters for each thread.
+"""Convolution of small groups: a strip of pixels of four filters for each thread.
 
 Tiles of a product would be mostly empty. A thread multiplies what it loads of four channels by their weights for four
-filters, both by 16 bytes; the lanes of a warp have neighbouring filters, of all groups side by side, whose weights the
+filters, both by one load; the lanes of a warp have neighbouring filters, of all groups side by side, whose weights the
 strips of a block share in the cache. The gradient of the input is the same along other walks (`fastconv.cuda.strips`),
-with filters and channels exchanged.
+with filters and channels exchanged. Elements of 16 bits are float32 in registers, and packed weights in memory too.
 """
 
 from __future__ import annotations
@@ -14,19 +14,17 @@ from typing import NamedTuple
 
 from fastconv.algorithms import Params
 from fastconv.cuda.arrays import DeviceArray
+from fastconv.cuda.codec import codec
 from fastconv.cuda.conv_kernel import ConvKernel, Packed, Strides, check_reach
 from fastconv.cuda.geometry import Epilogue
 from fastconv.cuda.kernel import Kernel, Launch
 from fastconv.cuda.pack import FilterPacker
+from fastconv.cuda.strip_access import APART, VECTOR, WIDTH, Access, access
 from fastconv.cuda.strips import (
-    APART,
-    VECTOR,
-    Access,
     Strip,
     StripGeometry,
     Walks,
     aligned,
-    bias_at,
     choices,
     divided,
     forward,
@@ -37,7 +35,6 @@ from fastconv.cuda.toolkit import cuda, device, float32, int32, numbers, pointer
 from fastconv.problem import ConvProblem
 
 THREADS = 128
-_WIDTH = VECTOR.width
 _MOST = 32  # channels or filters of a group
 _LANES = (32, 16, 8)  # of a block
 _NARROW = 3  # columns of taps whose windows are no limit for registers
@@ -46,11 +43,11 @@ _LAUNCH_NS, _NS_PER_BYTE, _NS_PER_MULTIPLY, _NS_PER_LOAD = 3_000.0, 0.0003, 0.00
 
 def unsupported(problem: ConvProblem) -> str | None:
     """Why this algorithm cannot compute `problem`, or None if it can."""
-    if problem.dtype != "float32":
-        return f"it computes float32, not {problem.dtype}"
+    if problem.dtype == "float64":
+        return "its sums are float32, not float64"
     sizes = (problem.in_channels // problem.groups, problem.out_channels // problem.groups)
-    if problem.groups == 1 or max(sizes) > _MOST or any(size % _WIDTH for size in sizes):
-        return f"its groups are not of multiples of {_WIDTH} up to {_MOST} channels and filters"
+    if problem.groups == 1 or max(sizes) > _MOST or any(size % WIDTH for size in sizes):
+        return f"its groups are not of multiples of {WIDTH} up to {_MOST} channels and filters"
     if max(math.prod(shape) for shape in (problem.in_shape, problem.weight_shape, problem.out_shape)) >= 1 << 29:
         return "its indices have 32 bits, and an array has 2**29 elements or more"
     return "it does not pool" if problem.pool else None
@@ -74,7 +71,7 @@ def walk_ns(problem: ConvProblem, params: Params, walks: Walks) -> float:
     memory = problem.itemsize * problem.batch * problem.groups * pixels
     strips = problem.batch * problem.groups * rows.outputs * -(-columns.outputs // strip.pixels)
     terms = len(rows.taps) * -(-len(columns.taps) // strip.span) * inner * results
-    multiplies, loads = strip.pixels * strip.span, strip.columns / _WIDTH + strip.span
+    multiplies, loads = strip.pixels * strip.span, strip.columns / WIDTH + strip.span
     times = _NS_PER_MULTIPLY * multiplies, _NS_PER_LOAD * loads
     return _LAUNCH_NS + _NS_PER_BYTE * memory + max(times) * strips * terms
 
@@ -121,10 +118,11 @@ def _strip_of(g, groups):
 
 
 @cache
-def compiled(strip: Strip, access: Access) -> Kernel:
+def compiled(strip: Strip, images: Access) -> Kernel:
     """The kernel for strips of four filters, neighbours in memory or not."""
     PIXELS, SPAN, STRIDE, COLUMNS = strip.pixels, strip.span, strip.stride, strip.columns
-    read, write, load = access.read, access.write, loading(strip, access)
+    read_bias, read_tap = codec(images.dtype).read, access(images.kind, "float32").read
+    load, write = loading(strip, images), images.write
 
     @device
     def add_row(sums, window, tap, x, weight, g, groups, at, left, taps):
@@ -134,7 +132,7 @@ def compiled(strip: Strip, access: Access) -> Kernel:
                 for t in range(SPAN):
                     first = int32(taps + (s + t) * g.w_column + c * groups.w_channel)
                     for q in range(4):
-                        read(tap, 0, weight, int32(first + q * groups.w_channel), 1)
+                        read_tap(tap, 0, weight, int32(first + q * groups.w_channel), 1)
                         for p in range(PIXELS):
                             for v in range(4):
                                 sums[p, v] += window[p * STRIDE + t, q] * tap[0, v]
@@ -146,7 +144,7 @@ def compiled(strip: Strip, access: Access) -> Kernel:
         if n < g.batch:
             k, j = int32(lane * 4), int32(strip * PIXELS)
             for v in range(4):
-                start = bias_at(bias, g, int32(k + v))
+                start = read_bias(bias, int32(k + v)) if g.has_bias else float32(0)
                 for p in range(PIXELS):
                     sums[p, v] = start
             top, left = int32(i * g.stride_h - g.top), int32(j * g.stride_w - g.left)
@@ -162,9 +160,9 @@ def compiled(strip: Strip, access: Access) -> Kernel:
                 if j + p < g.out_width:
                     write(out, int32(where + p * g.out_column), g.out_channel, sums, p, epilogue)
 
-    array, variant = pointer(float32), (PIXELS, SPAN, STRIDE, access.name)
+    array, taps, variant = pointer(images.stored), pointer(float32), (PIXELS, SPAN, STRIDE, images.kind, images.dtype)
     values = (numbers(int32, StripGeometry), numbers(int32, Groups), numbers(float32, Epilogue))
-    return Kernel(grouped, (array, array, array, array, *values), variant, threads=THREADS)
+    return Kernel(grouped, (array, taps, array, array, *values), variant, threads=THREADS)
 
 
 class Grouped(ConvKernel):
@@ -175,8 +173,8 @@ class Grouped(ConvKernel):
     def __init__(self, problem: ConvProblem, params: Params, walks: Walks) -> None:
         super().__init__(problem)
         self.walks, self.strip = walks, Strip.of(params["strip"], walks[1])
-        self.packer = FilterPacker(problem, _WIDTH, transposed=is_backward(problem), abreast=True)
-        self.workspace_bytes = problem.itemsize * self.packer.size if is_backward(problem) or problem.raw else 0
+        self.packer = FilterPacker(problem, WIDTH, transposed=is_backward(problem), abreast=True)
+        self.workspace_bytes = self.packer.workspace_bytes if is_backward(problem) or problem.raw else 0
 
     def pack(self, weight: DeviceArray, bias: DeviceArray | None) -> Packed:
         """Weights (K, C/groups, R, S) as (r, s, channel, filter), or (r, s, filter, channel), of all groups abreast."""
@@ -191,16 +189,16 @@ class Grouped(ConvKernel):
         x, _, out = strides
         return self._launch(x, out, APART)
 
-    def _launch(self, x: Strides, out: Strides, access: Access) -> Launch:
+    def _launch(self, x: Strides, out: Strides, kind: str) -> Launch:
         p, strip, (inner, results) = self.problem, self.strip, _sizes(self.problem)
         shapes = (p.out_shape, p.in_shape) if is_backward(p) else (p.in_shape, p.out_shape)
         for shape, steps in zip(shapes, (x, out), strict=True):
             check_reach(shape, steps)
         wide = p.groups * results
         tap = inner * wide
-        g = strip.geometry(p, self.walks, wide // _WIDTH, x, out, (p.kernel_size[1] * tap, tap))
+        g = strip.geometry(p, self.walks, wide // WIDTH, x, out, (p.kernel_size[1] * tap, tap))
         lanes = min(_LANES, key=lambda lanes: -(-g.lanes // lanes) * lanes) if g.channels_last else 1
         strip_blocks = -(-g.batch * g.out_height * g.strips // (THREADS // lanes))
-        groups = Groups(inner, results // _WIDTH, wide, lanes, THREADS // lanes, strip_blocks)
+        groups = Groups(inner, results // WIDTH, wide, lanes, THREADS // lanes, strip_blocks)
         grid = (strip_blocks * -(-g.lanes // lanes),)
-        return Launch(compiled(strip, access), grid, (g, groups, Epilogue.of(p.activation)))
+        return Launch(compiled(strip, access(kind, p.dtype)), grid, (g, groups, Epilogue.of(p.activation)))

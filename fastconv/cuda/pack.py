@@ -1,4 +1,4 @@
-"""Weights in the layout that products of matrices read, packed on the GPU."""
+"""Weights in the layout that kernels which compute in float32 read, packed on the GPU."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from functools import cache
 from typing import NamedTuple
 
 from fastconv.cuda.arrays import DeviceArray, scratch
+from fastconv.cuda.codec import codec
 from fastconv.cuda.elements import divided
 from fastconv.cuda.gemm import DEPTH
 from fastconv.cuda.kernel import Kernel, Launch
@@ -41,7 +42,9 @@ class PackGeometry(NamedTuple):
 
 
 @cache
-def _compiled() -> Kernel:
+def _compiled(dtype: str) -> Kernel:
+    stored, _, read, _ = codec(dtype)
+
     def pack_filters(weight, out, g):
         index, step = cuda.grid(1), cuda.gridsize(1)
         while index < g.groups * g.padded_terms * g.padded_columns:
@@ -52,12 +55,12 @@ def _compiled() -> Kernel:
             value = float32(0)
             if column < g.columns and r < g.taps_h:
                 at = g.first + group * g.w_group + column * g.w_column
-                value = weight[at + inner * g.w_inner + r * g.w_row + s * g.w_tap]
+                value = read(weight, at + inner * g.w_inner + r * g.w_row + s * g.w_tap)
             out[group * g.packed_group + term * g.packed_term + column] = value
             index += step
 
-    array = pointer(float32)
-    return Kernel(pack_filters, (array, array, numbers(int64, PackGeometry)), threads=_THREADS)
+    kinds = (pointer(stored), pointer(float32), numbers(int64, PackGeometry))
+    return Kernel(pack_filters, kinds, (dtype,), threads=_THREADS)
 
 
 class FilterPacker:
@@ -74,6 +77,11 @@ class FilterPacker:
         Exchange filters and channels of a group, as gradients of the input read them: (group, r, s, filter, c).
     abreast : bool, default False
         Put the columns of all groups side by side: (r, s, c, group, filter).
+
+    Attributes
+    ----------
+    size, workspace_bytes : int
+        Elements of what is packed, which are float32 whatever those of the weights are, and their bytes.
     """
 
     def __init__(
@@ -87,12 +95,13 @@ class FilterPacker:
         self.terms = -(-len(self.taps[0]) * len(self.taps[1]) * self._inner // DEPTH) * DEPTH
         self.columns = -(-self._columns // block) * block
         self.size = problem.groups * self.terms * self.columns
+        self.workspace_bytes = 4 * self.size
         self._launches: dict[tuple[int, ...], Launch] = {}  # by the weights' strides
 
     def __call__(self, weight: DeviceArray) -> DeviceArray:
         if not self.size:
             return weight  # no taps: nobody reads it
-        packed = scratch(self.size, weight)
+        packed = scratch(self.size, weight, "float32")
         self._launch(weight.strides)((weight, packed), weight.stream)
         return packed
 
@@ -113,5 +122,5 @@ class FilterPacker:
                 *steps, rows.step * w_row, columns.step * w_tap, *packed,
             )  # fmt: skip
             grid = (min(-(-self.size // _THREADS), 1 << 16),)
-            launch = self._launches[strides] = Launch(_compiled(), grid, (PackGeometry(*sizes),))
+            launch = self._launches[strides] = Launch(_compiled(self.problem.dtype), grid, (PackGeometry(*sizes),))
         return launch

@@ -50,13 +50,39 @@ def store4(typing: Any, pointer: Any, index: Any, values: Any) -> Any:
 @intrinsic(simulated.store_words)
 def store_words(typing: Any, pointer: Any, index: Any, values: Any) -> Any:
     """``store_words(pointer, index, values)``: write 8 elements of 2 bytes, given as 4 uint32, as `store4`."""
+    emit.need_halves(pointer)
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        address = emit.global_address(builder, *arguments[:2])
-        emit.store_vector(builder, arguments[2], builder.bitcast(address, emit.WORDS))
+        emit.store_vector(builder, arguments[2], emit.global_words(builder, 4, *arguments[:2]))
         return context.get_dummy_value()
 
     return types.void(pointer, int64, types.UniTuple(uint32, 4)), code
+
+
+@intrinsic(simulated.load_pairs)
+def load_pairs(typing: Any, pointer: Any, index: Any) -> Any:
+    """``load_pairs(pointer, index)``: 4 elements of 2 bytes, as a tuple of 2 uint32, by one load of 8 bytes ("ld").
+
+    The address must be a multiple of 8.
+    """
+    emit.need_halves(pointer)
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return emit.load_vector(context, builder, signature.return_type, emit.global_words(builder, 2, *arguments))
+
+    return types.UniTuple(uint32, 2)(pointer, int64), code
+
+
+@intrinsic(simulated.store_pairs)
+def store_pairs(typing: Any, pointer: Any, index: Any, values: Any) -> Any:
+    """``store_pairs(pointer, index, values)``: write 4 elements of 2 bytes, given as 2 uint32, as `load_pairs`."""
+    emit.need_halves(pointer)
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        emit.store_vector(builder, arguments[2], emit.global_words(builder, 2, *arguments[:2]))
+        return context.get_dummy_value()
+
+    return types.void(pointer, int64, types.UniTuple(uint32, 2)), code
 
 
 @intrinsic(simulated.load4)

@@ -51,6 +51,16 @@ def store_words(memory: Any, index: int, values: tuple) -> None:
     _span(memory, index, 8)[:] = np.array(values, np.uint32).view(np.uint16)
 
 
+def load_pairs(memory: Any, index: int) -> tuple:
+    """Four elements of 2 bytes, as two words."""
+    return tuple(_span(memory, index, 4).view(np.uint32))
+
+
+def store_pairs(memory: Any, index: int, values: tuple) -> None:
+    """Write four elements of 2 bytes, given as two words."""
+    _span(memory, index, 4)[:] = np.array(values, np.uint32).view(np.uint16)
+
+
 def groups_of(what: str) -> list[list[Any]]:
     """What this thread has under way, in groups, the last one still open."""
     return vars(threading.current_thread()).setdefault(f"_{what}", [[]])

@@ -1,4 +1,4 @@
-"""Gradient of the input in float32, or a transposed convolution, by kernels that walk along strips of pixels.
+"""Gradient of the input, or a transposed convolution, by kernels that walk along strips of pixels.
 
 Each phase of the stride is a convolution of the output's gradient with stride 1 and the taps in reverse: the forward
 kernel of depthwise filters, or that of small groups, along other walks (`fastconv.cuda.strips`).

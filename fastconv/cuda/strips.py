@@ -12,8 +12,8 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from fastconv.algorithms import Params
-from fastconv.cuda.elements import activated, divided
-from fastconv.cuda.ptx import load4, store4
+from fastconv.cuda.elements import divided
+from fastconv.cuda.strip_access import Access
 from fastconv.cuda.toolkit import device, float32, int32, uint32
 from fastconv.phases import Axis, phases
 from fastconv.problem import ConvProblem
@@ -185,64 +185,6 @@ def strip_of(index, g):
         rest, i = divided(rest, g.out_height)
         n, lane = divided(rest, g.lanes)
     return lane, strip, i, n
-
-
-@device
-def bias_at(bias, g, k):
-    """The bias of a filter; zero if there is none."""
-    return bias[k] if g.has_bias else float32(0)
-
-
-@device
-def _read_four(window, q, x, at, step):
-    window[q, 0], window[q, 1], window[q, 2], window[q, 3] = load4(x, at)
-
-
-@device
-def _read_apart(window, q, x, at, step):
-    for v in range(4):
-        window[q, v] = x[int32(at + v * step)]
-
-
-@device
-def _read_one(window, q, x, at, step):
-    window[q, 0] = x[at]
-
-
-@device
-def _write_four(out, at, step, sums, p, epilogue):
-    t0, t1 = activated(sums[p, 0], epilogue), activated(sums[p, 1], epilogue)
-    t2, t3 = activated(sums[p, 2], epilogue), activated(sums[p, 3], epilogue)
-    store4(out, at, (t0, t1, t2, t3))
-
-
-@device
-def _write_apart(out, at, step, sums, p, epilogue):
-    for v in range(4):
-        out[int32(at + v * step)] = activated(sums[p, v], epilogue)
-
-
-@device
-def _write_one(out, at, step, sums, p, epilogue):
-    out[at] = activated(sums[p, 0], epilogue)
-
-
-class Access(NamedTuple):
-    """How a thread reads and writes its channels.
-
-    ``read(window, q, x, at, step)`` loads `width` elements, `step` apart, into a row of a window;
-    ``write(out, at, step, sums, p, epilogue)`` stores a row of sums, activated.
-    """
-
-    name: str
-    width: int
-    read: Any
-    write: Any
-
-
-VECTOR = Access("vector", 4, _read_four, _write_four)  # neighbours: by 16 bytes
-APART = Access("apart", 4, _read_apart, _write_apart)
-ONE = Access("one", 1, _read_one, _write_one)
 
 
 @cache

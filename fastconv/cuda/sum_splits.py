@@ -112,13 +112,18 @@ class SplitSum(DeviceKernel):
         return Launch(_compiled(p.dtype), (-(-weights // _WEIGHTS),), values)
 
 
+def needs_sum(problem: ConvProblem, splits: int) -> bool:
+    """Whether a second stage writes the result: of several splits, or in another dtype than that of their sums."""
+    return splits > 1 or problem.dtype != "float32"
+
+
 class SplitWeightKernel(WeightKernel):
-    """A gradient of weights whose sums are split; `launch` gets the strides of x, gradient and the sums of a split."""
+    """A gradient of weights whose sums, float32, are split; `launch` gets the strides of x, gradient and those sums."""
 
     def __init__(self, problem: ConvProblem, splits: int) -> None:
         super().__init__(problem)
         self.splits = splits
-        self._sum = SplitSum(problem, splits) if splits > 1 else None
+        self._sum = SplitSum(problem, splits) if needs_sum(problem, splits) else None
         self.workspace_bytes = self._sum.workspace_bytes if self._sum else 0
 
     def run(self, x: DeviceArray, grad_output: DeviceArray, out: DeviceArray) -> None:

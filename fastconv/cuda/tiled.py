@@ -165,7 +165,7 @@ class Tiled(ConvKernel):
         super().__init__(problem)
         self.tile = Tile(params["pixels"], params["filters"])
         self.packer = FilterPacker(problem, self.tile.columns)
-        self.workspace_bytes = problem.itemsize * self.packer.size if problem.raw else 0
+        self.workspace_bytes = self.packer.workspace_bytes if problem.raw else 0
 
     def pack(self, weight: DeviceArray, bias: DeviceArray | None) -> Packed:
         """Weights (K, C/groups, R, S) as (group, r, s, c, filter), with zeros up to whole tiles and slices."""

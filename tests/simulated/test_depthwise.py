@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from simulator import make, on_gpu, sent
 from support import FORMATS, as_format, assert_close, guarded, make_arrays, poisoned, spread
+from test_mma import EPSILON, arrays, check, exact, loaded, result, stored
+from test_mma import sent as sent_bits
+from test_mma_gradients import given
 
 from fastconv import algorithms
+from fastconv.cuda.conv_kernel import DeviceKernel
 from fastconv.descriptor import parse
 from fastconv.reference import convolve
 from fastconv.reference_backward import conv_input, conv_weight
@@ -83,8 +90,72 @@ def test_arrays_of_any_strides(memory_format: str) -> None:
     out.check()
 
 
+# Four channels by one load, where arrays are aligned, and single ones; strides, dilation, several filters of a channel.
+HALVES = [
+    ("n1c8h3w6k8r3s3p1g8_bf16_nhwc_bias_relu6", 4, "vector"),
+    ("n2c4h4w5k4r3s2p0.1.2.2u2.1g4_f16_nhwc_bias", 2, "vector"),
+    ("n1c4h3w4k4r1s9p4g4_bf16_nhwc_bias_relu", 4, "vector"), ("n1c5h4w6k5r3s3p1u2g5_bf16_nhwc", 2, "one"),
+    ("n1c3h4w5k6r2s3p1d2.1g3_f16_nchw_bias_leakyrelu", 4, "one"),
+]  # fmt: skip
+
+
+def names(*kernels: DeviceKernel) -> set[str]:
+    """Those of what was launched."""
+    return {launch.kernel.name for kernel in kernels for launch in kernel._launches.values()}
+
+
+@pytest.mark.parametrize(("text", "strip", "access"), HALVES)
+def test_forward_in_16_bits(text: str, strip: int, access: str) -> None:
+    problem = parse(f"{text}_cuda")
+    x, weight, bias = arrays(problem)
+    out, target = result(problem, problem.out_shape)
+    kernel = make(problem, "depthwise", {"strip": strip})
+    kernel.convolve(*(sent_bits(a, problem.dtype) for a in (x, weight, bias)), target)
+    check(out, convolve(exact(problem), x, weight, bias), problem)
+    assert all(name.endswith(f"{access}_{problem.dtype}") for name in names(kernel))
+
+
+@pytest.mark.parametrize(("text", "strip", "access"), HALVES)
+def test_backward_input_in_16_bits(text: str, strip: int, access: str) -> None:
+    problem = parse(f"{text}_cuda").without_epilogue("backward_input")
+    _, weight, grad = given(problem)
+    out, target = result(problem, problem.in_shape)
+    kernel = make(problem, "depthwise", {"strip": strip})
+    kernel.convolve(sent_bits(grad, problem.dtype), sent_bits(weight, problem.dtype), None, target)
+    check(out, conv_input(exact(problem), grad, weight), problem)
+    assert all(name.endswith(f"{access}_{problem.dtype}") for name in names(*kernel.kernels))
+    assert kernel.workspace_bytes >= 4 * weight.size  # packed weights are float32
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize(("text", "strip", "access"), HALVES)
+def test_backward_weight_in_16_bits(text: str, strip: int, access: str, splits: int) -> None:
+    problem = parse(f"{text}_cuda").without_epilogue("backward_weight")
+    x, _, grad = given(problem)
+    out, target = result(replace(problem, memory_format="contiguous"), problem.weight_shape)
+    kernel = make(problem, "depthwise", {"strip": strip, "splits": splits})
+    kernel.run(sent_bits(x, problem.dtype), sent_bits(grad, problem.dtype), target)
+    bound = EPSILON[problem.dtype]
+    np.testing.assert_allclose(loaded(out, problem.dtype), conv_weight(exact(problem), x, grad), rtol=bound, atol=bound)
+    assert all(f"{access}_{problem.dtype}" in name for name in names(kernel))
+    assert kernel.workspace_bytes == 4 * splits * math.prod(problem.weight_shape)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_halves_of_any_strides(memory_format: str) -> None:
+    problem = parse("n2c4h3w5k4r3s3p1g4_f16_nhwc_bias_cuda")
+    x, weight, bias = arrays(problem)
+    out = poisoned(problem.out_shape, "int16", memory_format)
+    with np.errstate(invalid="ignore"):  # NaN as bits
+        gaps = spread(stored(np.ascontiguousarray(x), problem.dtype), memory_format)
+    ends = (replace(on_gpu(a), dtype=problem.dtype) for a in (gaps, out.array))
+    make(problem, "depthwise").convolve(next(ends), *(sent_bits(a, problem.dtype) for a in (weight, bias)), next(ends))
+    check(np.ascontiguousarray(out.array), convolve(exact(problem), x, weight, bias), problem)
+    out.check()
+
+
 @pytest.mark.parametrize(("text", "why"), [
-    ("n1c4h3w3k4r3s3g2", "one channel"), ("n1c4h3w3k4r3s3g4_f64", "float32"), ("n1c4h6w6k4r3s3g4_max2u2", "pool"),
+    ("n1c4h3w3k4r3s3g2", "one channel"), ("n1c4h3w3k4r3s3g4_f64", "float64"), ("n1c4h6w6k4r3s3g4_max2u2", "pool"),
 ])  # fmt: skip
 def test_what_it_does_not_take(text: str, why: str) -> None:
     reason = algorithms.module("conv", "depthwise", "cuda").unsupported(parse(text))

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 from simulator import make, on_gpu, sent
 from support import FORMATS, as_format, assert_close, guarded, make_arrays, poisoned, spread
+from test_mma import arrays, check, exact, result
+from test_mma import sent as sent_bits
+from test_mma_gradients import given
 
 from fastconv import algorithms
 from fastconv.descriptor import parse
@@ -67,9 +70,40 @@ def test_arrays_of_any_strides(memory_format: str) -> None:
     out.check()
 
 
+# Four channels by one load, and one by one; strides, dilation, more filters than channels and fewer.
+HALVES = [
+    ("n1c8h3w6k8r3s3p1g2_bf16_nhwc_bias_relu", 4, "vector"), ("n2c16h4w5k8r3s2p1.0u2.1g2_f16_nhwc_bias", 2, "vector"),
+    ("n1c8h3w4k16r2s3p1d2.1g2_f16_nchw_bias_leakyrelu", 2, "apart"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "strip", "access"), HALVES)
+def test_forward_in_16_bits(text: str, strip: int, access: str) -> None:
+    problem = parse(f"{text}_cuda")
+    x, weight, bias = arrays(problem)
+    out, target = result(problem, problem.out_shape)
+    kernel = make(problem, "grouped", {"strip": strip})
+    kernel.convolve(*(sent_bits(a, problem.dtype) for a in (x, weight, bias)), target)
+    check(out, convolve(exact(problem), x, weight, bias), problem)
+    assert all(launch.kernel.name.endswith(f"{access}_{problem.dtype}") for launch in kernel._launches.values())
+
+
+@pytest.mark.parametrize(("text", "strip", "access"), HALVES)
+def test_backward_input_in_16_bits(text: str, strip: int, access: str) -> None:
+    problem = parse(f"{text}_cuda").without_epilogue("backward_input")
+    _, weight, grad = given(problem)
+    out, target = result(problem, problem.in_shape)
+    kernel = make(problem, "grouped", {"strip": strip})
+    kernel.convolve(sent_bits(grad, problem.dtype), sent_bits(weight, problem.dtype), None, target)
+    check(out, conv_input(exact(problem), grad, weight), problem)
+    launches = [launch for phase in kernel.kernels for launch in phase._launches.values()]
+    assert all(launch.kernel.name.endswith(f"{access}_{problem.dtype}") for launch in launches)
+    assert kernel.workspace_bytes >= 4 * weight.size  # packed weights are float32
+
+
 @pytest.mark.parametrize(("text", "why"), [
     ("n1c8h3w3k8r3s3", "groups"), ("n1c12h3w3k8r3s3g2", "multiples of 4"), ("n1c128h3w3k8r3s3g2", "up to 32"),
-    ("n1c8h3w3k8r3s3g2_f64", "float32"), ("n1c8h6w6k8r3s3g2_max2u2", "pool"),
+    ("n1c8h3w3k8r3s3g2_f64", "float64"), ("n1c8h6w6k8r3s3g2_max2u2", "pool"),
 ])  # fmt: skip
 def test_what_it_does_not_take(text: str, why: str) -> None:
     reason = algorithms.module("conv", "grouped", "cuda").unsupported(parse(text))

@@ -48,6 +48,26 @@ def test_loads_and_stores_of_16_bytes() -> None:
     np.testing.assert_array_equal(y.reshape(32, 2, 4), x.reshape(32, 2, 4)[:, ::-1, ::-1])
 
 
+def test_loads_and_stores_of_8_bytes() -> None:
+    def kernel(x, y):
+        t = cuda.threadIdx.x
+        low, high = ptx.load_pairs(x, t * 4)
+        ptx.store_pairs(y, (t ^ 1) * 4, (high, low))
+
+    x, y = aligned(np.arange(128, dtype=np.uint16)), aligned(np.zeros(128, np.uint16))
+    launch(kernel, x, y)
+    np.testing.assert_array_equal(y.reshape(16, 2, 2, 2), x.reshape(16, 2, 2, 2)[:, ::-1, ::-1])
+
+
+@pytest.mark.parametrize("touch", [ptx.load_pairs, lambda x, at: ptx.store_pairs(x, at, (1, 2))])
+def test_8_bytes_between_vectors_are_an_error(touch: Callable) -> None:
+    def kernel(x):
+        touch(x, 2)
+
+    with pytest.raises(ValueError, match="8 bytes at element 2, which is not aligned"):
+        launch(kernel, aligned(np.zeros(16, np.uint16)), threads=1)
+
+
 @pytest.mark.parametrize(
     ("index", "error", "message"),
     [(5, ValueError, "element 5, which is not aligned to 16"), (128, IndexError, "128 to 131 of 128"),
