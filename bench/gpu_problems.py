@@ -20,7 +20,7 @@ ODD = [
 KINDS = ("f32", "tf32", "bf16", "f16")  # words of descriptors: what is multiplied
 SECTIONS = {
     "ResNet-50": (("f32", "tf32", "bf16"), DIRECTIONS),
-    "depthwise": (("f32",), DIRECTIONS),
+    "depthwise": (("f32", "bf16"), DIRECTIONS),
     "fused": (("f32",), DIRECTIONS[:1]),
 }
 GROUPED = ["c128h56w56k128r3s3p1g32", "c256h28w28k256r3s3p1g32", "c512h14w14k512r3s3p1g32"]
