@@ -1,7 +1,7 @@
 """Implicit GEMM in float32 with bias, activation and pooling in one pass: the unpooled map is never in memory.
 
 As `fastconv.cuda.tiled`, but the rows of a tile are patches of a map that hold whole windows
-(`fastconv.cuda.pool_tile`).
+(`fastconv.cuda.patches`).
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import math
 from functools import cache
 
 from fastconv.algorithms import Params
+from fastconv.cuda import tiled
 from fastconv.cuda.conv_kernel import Strides
 from fastconv.cuda.gather import own_pixels, own_terms
 from fastconv.cuda.gemm import Tile
 from fastconv.cuda.geometry import Epilogue
 from fastconv.cuda.kernel import Kernel, Launch
-from fastconv.cuda.pool_tile import Patches, patch_pixel, patches_of, pooled_bytes, pooling, window_pixels
+from fastconv.cuda.patches import Patches, fitting, patch_pixel, patches_in, unsupported_pooling
+from fastconv.cuda.pool_tile import pooled_bytes, pooling
 from fastconv.cuda.product_cost import blocks_at_once, product_ns
 from fastconv.cuda.tiled import TILES, Tiled, accumulation, unsupported_product
 from fastconv.cuda.toolkit import cuda, float32, int32, numbers, pointer
@@ -26,27 +28,18 @@ from fastconv.problem import ConvProblem
 
 def unsupported(problem: ConvProblem) -> str | None:
     """Why this algorithm cannot compute `problem`, or None if it can."""
-    if problem.pool is None:
-        return "there is no pooling"
-    most = max(rows for rows, _ in TILES)
-    if window_pixels(problem.pool) > most:
-        return f"a window spans more than the {most} pixels of a tile"
-    return unsupported_product(problem)
+    return unsupported_pooling(problem, max(rows for rows, _ in TILES)) or unsupported_product(problem)
 
 
 def space(problem: ConvProblem) -> list[Params]:
     """Those of `fastconv.cuda.tiled` that a window fits into."""
-    assert problem.pool is not None
-    pixels, filters = window_pixels(problem.pool), problem.out_channels // problem.groups
-    fitting = [(m, n) for m, n in TILES if m >= pixels]
-    narrowest = min(n for _, n in fitting)
-    return [{"pixels": m, "filters": n} for m, n in fitting if n < 2 * filters or n == narrowest]
+    return fitting(tiled.space(problem), problem)
 
 
 def cost(problem: ConvProblem, params: Params) -> float:
     """Predicted time in nanoseconds on a large GPU: with what neighbouring patches compute twice."""
     tile = Tile(params["pixels"], params["filters"])
-    patches = _patches(problem, tile)
+    patches = patches_in(problem, tile.rows)
     filters, terms = problem.out_channels // problem.groups, math.prod(problem.weight_shape[1:])
     return product_ns(tile, patches.tiles * tile.rows, filters, terms, problem.groups)
 
@@ -54,11 +47,6 @@ def cost(problem: ConvProblem, params: Params) -> float:
 def make(problem: ConvProblem, params: Params, threads: int) -> TiledPool:
     """The kernel of a problem; `threads` are of the CPU and change nothing."""
     return TiledPool(problem, params)
-
-
-def _patches(problem: ConvProblem, tile: Tile) -> Patches:
-    assert problem.pool is not None
-    return patches_of(problem.pool, problem.conv_size, problem.batch, tile.rows)
 
 
 @cache
@@ -104,7 +92,7 @@ class TiledPool(Tiled):
     def _launch(self, x: Strides, out: Strides, vectors: bool) -> Launch:
         p, tile = self.problem, self.tile
         assert p.pool is not None
-        patches = _patches(p, tile)
+        patches = patches_in(p, tile.rows)
         grid = (patches.tiles * (self.packer.columns // tile.columns), 1, p.groups)
         values = (
             self.geometry(x, out, vectors), Epilogue.of(p.activation), patches, Window.of(p.pool, p.conv_size),

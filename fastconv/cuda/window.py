@@ -165,30 +165,73 @@ def reduction(mode: int, dtype: str, value_at: Callable) -> Any:
 
 
 @cache
-def reduction4(mode: int, dtype: str, values_at: Callable) -> Any:
-    """`reduction` of four maps at a time, whose values `values_at` gives as a tuple.
+def folding4(mode: int, dtype: str) -> Any:
+    """`folding` of tuples of four values, and ``start()``, their results before the first."""
+    real, first = getattr(types, dtype), -math.inf if mode == MAX else 0.0
+    fold, finish = folding(mode, dtype)
+
+    @device
+    def start4():
+        return real(first), real(first), real(first), real(first)
+
+    @device
+    def fold4(t, v, norm):
+        return fold(t[0], v[0], norm), fold(t[1], v[1], norm), fold(t[2], v[2], norm), fold(t[3], v[3], norm)
+
+    @device
+    def finish4(t, count, norm):
+        return finish(t[0], count, norm), finish(t[1], count, norm), finish(t[2], count, norm), finish(t[3], count, norm)
+
+    return start4, fold4, finish4
+
+
+@cache
+def folding8(mode: int, dtype: str) -> Any:
+    """`folding4` of pairs of tuples of four values."""
+    start4, fold4, finish4 = folding4(mode, dtype)
+
+    @device
+    def start8():
+        return start4(), start4()
+
+    @device
+    def fold8(t, v, norm):
+        return fold4(t[0], v[0], norm), fold4(t[1], v[1], norm)
+
+    @device
+    def finish8(t, count, norm):
+        return finish4(t[0], count, norm), finish4(t[1], count, norm)
+
+    return start8, fold8, finish8
+
+
+def vector_reduction(folding: Any, values_at: Callable) -> Any:
+    """`reduction` of several maps at a time.
+
+    Parameters
+    ----------
+    folding : tuple of device functions
+        Those of `folding4` or `folding8`.
+    values_at : device function
+        ``values_at(source, row, column)`` are values of the maps, as they take them.
 
     Returns
     -------
     device function
-        ``reduced(source, i, j, window, norm)`` is a tuple of the four values of window (i, j).
+        ``reduced(source, i, j, window, norm)`` has the values of window (i, j).
     """
-    real, start = getattr(types, dtype), -math.inf if mode == MAX else 0.0
-    fold, finish = folding(mode, dtype)
+    start, fold, finish = folding
 
     @device
     def reduced(source, i, j, w, norm):
         top, left = i * w.stride_h - w.top, j * w.stride_w - w.left
-        t0, t1, t2, t3 = real(start), real(start), real(start), real(start)
         first_r, last_r = taps_inside(top, w.dilation_h, w.height, w.kernel_h)
         first_s, last_s = taps_inside(left, w.dilation_w, w.width, w.kernel_w)
+        totals = start()
         for r in range(first_r, last_r):
             for s in range(first_s, last_s):
-                v0, v1, v2, v3 = values_at(source, top + r * w.dilation_h, left + s * w.dilation_w)
-                t0, t1 = fold(t0, v0, norm), fold(t1, v1, norm)
-                t2, t3 = fold(t2, v2, norm), fold(t3, v3, norm)
+                totals = fold(totals, values_at(source, top + r * w.dilation_h, left + s * w.dilation_w), norm)
         rows = covered(top, w.kernel_h, w.top, w.height, w.include_pad)
-        count = rows * covered(left, w.kernel_w, w.left, w.width, w.include_pad)
-        return finish(t0, count, norm), finish(t1, count, norm), finish(t2, count, norm), finish(t3, count, norm)
+        return finish(totals, rows * covered(left, w.kernel_w, w.left, w.width, w.include_pad), norm)
 
     return reduced

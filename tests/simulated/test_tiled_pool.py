@@ -11,7 +11,7 @@ from simulator import make, on_gpu, sent
 from support import as_format, assert_close, make_arrays, poisoned, spread
 
 from fastconv import algorithms
-from fastconv.cuda.pool_tile import patches_of, window_pixels
+from fastconv.cuda.patches import patches_of, window_pixels
 from fastconv.descriptor import parse
 from fastconv.pooling import Pool
 from fastconv.reference import convolve
