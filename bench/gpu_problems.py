@@ -21,7 +21,7 @@ KINDS = ("f32", "tf32", "bf16", "f16")  # words of descriptors: what is multipli
 SECTIONS = {
     "ResNet-50": (("f32", "tf32", "bf16"), DIRECTIONS),
     "depthwise": (("f32", "bf16"), DIRECTIONS),
-    "fused": (("f32",), DIRECTIONS[:1]),
+    "fused": (("f32", "tf32", "bf16"), DIRECTIONS[:1]),
 }
 GROUPED = ["c128h56w56k128r3s3p1g32", "c256h28w28k256r3s3p1g32", "c512h14w14k512r3s3p1g32"]
 FUSED = ["c3h224w224k64r7s7p3u2_bias_relu_max3u2p1", "c64h224w224k64r3s3p1_bias_relu_max2u2",

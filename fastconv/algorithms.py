@@ -59,6 +59,8 @@ _MODULES = {
     ("pool_backward_input", "cpu", "reference"): "fastconv.reference_backward",
     ("conv", "cuda", "mma"): "fastconv.cuda.mma",
     ("conv", "cuda", "wgmma"): "fastconv.cuda.wgmma",
+    ("conv", "cuda", "mma_pool"): "fastconv.cuda.mma_pool",
+    ("conv", "cuda", "wgmma_pool"): "fastconv.cuda.wgmma_pool",
     ("conv", "cuda", "tiled"): "fastconv.cuda.tiled",
     ("conv", "cuda", "tiled_pool"): "fastconv.cuda.tiled_pool",
     ("conv", "cuda", "depthwise"): "fastconv.cuda.depthwise",

@@ -14,9 +14,10 @@ if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1":
 if missing():
     pytest.skip(missing(), allow_module_level=True)
 
-from fastconv.cuda import image_units, mma, mma_weight, pack_units
+from fastconv.cuda import image_units, mma, mma_pool, mma_weight, pack_units
 from fastconv.cuda.mma_tile import MmaTile
 from fastconv.cuda.mma_weight_tile import MmaWeightTile
+from fastconv.cuda.window import AVERAGE, MAX, POWERS
 
 SHARED_MEMORY = 99 << 10  # bytes of a block on the smallest GPUs that copy asynchronously, compute capability 8.6
 INSTRUCTIONS = {"float32": 4.7, "bfloat16": 3.6, "float16": 3.6}  # per multiplication, of the largest tiles
@@ -27,7 +28,23 @@ INSTRUCTIONS = {"float32": 4.7, "bfloat16": 3.6, "float16": 3.6}  # per multipli
 @pytest.mark.parametrize("rows_columns", mma.TILES, ids=str)
 def test_tensor_cores_multiply_most_of_the_time(rows_columns: tuple[int, int], dtype: str, target: Any) -> None:
     tile = MmaTile(*rows_columns)
-    code = mma.compiled(tile, dtype).cubin(target)
+    check(tile, dtype, mma.compiled(tile, dtype).cubin(target))
+
+
+POOLED = [
+    ((128, 128), "float32", MAX, (9, 0)), ((128, 64), "float16", POWERS, (9, 0)),
+    ((64, 64), "bfloat16", AVERAGE, (8, 0)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rows_columns", "dtype", "mode", "target"), POOLED, ids=str)
+def test_so_they_do_where_they_pool(rows_columns: tuple[int, int], dtype: str, mode: int, target: Any) -> None:
+    tile = MmaTile(*rows_columns)
+    check(tile, dtype, mma_pool.compiled(tile, dtype, mode).cubin(target))
+
+
+def check(tile: MmaTile, dtype: str, code: bytes) -> None:
+    """Raise unless a kernel multiplies most of the time, within its registers."""
     text, used = disassemble(code), registers(code)
     loop, found = main_loop(text, "HMMA"), opcodes(text)
     steps = 2 * tile.warp_rows // 16 * (tile.warp_columns // 8)  # products of 16 x 8 sums in a slice

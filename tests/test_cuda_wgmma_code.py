@@ -13,7 +13,8 @@ if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1":
 if missing():
     pytest.skip(missing(), allow_module_level=True)
 
-from fastconv.cuda import wgmma
+from fastconv.cuda import wgmma, wgmma_pool
+from fastconv.cuda.window import MAX, SQUARES
 
 SHARED_MEMORY = 227 << 10  # bytes of a block, compute capability 9.0
 
@@ -23,15 +24,33 @@ SHARED_MEMORY = 227 << 10  # bytes of a block, compute capability 9.0
 @pytest.mark.parametrize("sizes", wgmma.TILES, ids=str)
 def test_products_follow_each_other(sizes: tuple[int, int, int], bulk: int, dtype: str) -> None:
     tile = wgmma.WgmmaTile(*sizes, bulk)
-    code = wgmma.compiled(tile, dtype).cubin((9, 0, "a"))
+    check(tile, dtype, wgmma.compiled(tile, dtype).cubin((9, 0, "a")))
+
+
+POOLED = [
+    ((128, 256, 4, 0), "float32", MAX), ((128, 128, 3, 1), "bfloat16", SQUARES), ((128, 64, 4, 0), "float16", MAX),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("sizes", "dtype", "mode"), POOLED, ids=str)
+def test_so_they_do_where_they_are_pooled(sizes: tuple[int, int, int, int], dtype: str, mode: int) -> None:
+    tile = wgmma.WgmmaTile(*sizes)
+    check(tile, dtype, wgmma_pool.compiled(tile, dtype, mode).cubin((9, 0, "a")))
+
+
+def check(tile: wgmma.WgmmaTile, dtype: str, code: bytes) -> None:
+    """Raise unless a kernel's products follow each other, within its registers."""
     text, used = disassemble(code), registers(code)
     loop, found = main_loop(text, "HGMMA"), opcodes(text)
     assert loop.hits == sum(count for name, count in found.items() if name.startswith("HGMMA")) == 4
     assert loop.instructions < 180
     assert found["WARPGROUP.DEPBAR.LE"] == 2  # one in the loop, one behind it: products are not serialised
-    assert found["WARPGROUP.ARRIVE"] == 1 and found["FENCE.VIEW.ASYNC.S"] == 1 + 2 * bulk
-    assert found["UBLKCP.S.G"] == bulk * found["SYNCS.ARRIVE.TRANS64"] and bool(found["UBLKCP.S.G"]) == bool(bulk)
-    assert found["LDGSTS.E.128"] and bool(found["LDGSTS.E.BYPASS.128"]) != bool(bulk)
+    assert found["WARPGROUP.ARRIVE"] == 1 and found["FENCE.VIEW.ASYNC.S"] == 1 + 2 * tile.bulk
+    assert (
+        found["UBLKCP.S.G"] == tile.bulk * found["SYNCS.ARRIVE.TRANS64"]
+        and bool(found["UBLKCP.S.G"]) == tile.bulk_copies
+    )
+    assert found["LDGSTS.E.128"] and bool(found["LDGSTS.E.BYPASS.128"]) != tile.bulk_copies
     assert used.stack == 0 and not any(name.startswith(("LDL", "STL")) for name in found)
     assert used.count * tile.threads * tile.blocks_at_once(dtype) <= 65536
     assert tile.shared_bytes(dtype) <= SHARED_MEMORY

@@ -19,7 +19,7 @@ from fastconv.cuda.gather_units import TERM_FIELDS, gathering, own_pixels
 from fastconv.cuda.geometry import Epilogue
 from fastconv.cuda.image_units import ImageUnits
 from fastconv.cuda.kernel import MOST_BLOCKS, Kernel, Launch
-from fastconv.cuda.mma_kernel import kernel
+from fastconv.cuda.mma_kernel import Product, convolution
 from fastconv.cuda.mma_tile import STAGES, MmaTile, multiplication, placing
 from fastconv.cuda.pack_units import FilterUnits
 from fastconv.cuda.ptx import commit, copy_async16, wait
@@ -60,6 +60,11 @@ _RATES = {"float32": Rates(0.164, 0.0007, 0.056), "float16": _HALVES, "bfloat16"
 
 def unsupported(problem: ConvProblem) -> str | None:
     """Why this algorithm cannot compute `problem`, or None if it can."""
+    return "it does not pool" if problem.pool else unsupported_product(problem)
+
+
+def unsupported_product(problem: ConvProblem) -> str | None:
+    """Why sums cannot be computed this way, whatever is done with them."""
     if problem.dtype == "float64":
         return "tensor cores multiply no float64 here"
     if problem.dtype == "float32" and problem.precision != "tf32":
@@ -74,7 +79,7 @@ def unsupported(problem: ConvProblem) -> str | None:
         return "it has too many groups, or weights that fill too much with whole tiles"
     if max(problem.kernel_size) > MOST_TAPS:
         return f"its kernel has more than {MOST_TAPS} rows or columns"
-    return "it does not pool" if problem.pool else None
+    return None
 
 
 def space(problem: ConvProblem) -> list[Params]:
@@ -86,16 +91,26 @@ def space(problem: ConvProblem) -> list[Params]:
 
 def cost(problem: ConvProblem, params: Params) -> float:
     """Predicted time in nanoseconds on a large GPU."""
-    tile = MmaTile(params["pixels"], params["filters"])
-    return product_ns(problem, tile, blocks_at_once(tile), _RATES[problem.dtype])
+    return product_cost(problem, params, pixels_of(problem))
 
 
-def product_ns(problem: ConvProblem, tile: Any, blocks: int, rates: Rates) -> float:
+def product_cost(problem: ConvProblem, params: Params, pixels: int) -> float:
+    """`cost` of a product with so many rows."""
+    tile = tile_of(params)
+    return product_ns(problem, pixels, tile, blocks_at_once(tile), _RATES[problem.dtype])
+
+
+def pixels_of(problem: ConvProblem) -> int:
+    """Pixels of all maps: rows of a product."""
+    return problem.batch * math.prod(problem.conv_size)
+
+
+def product_ns(problem: ConvProblem, pixels: int, tile: Any, blocks: int, rates: Rates) -> float:
     """Nanoseconds of a product on tensor cores: those of the multiprocessor with the most tiles.
 
     Of so many blocks at once, each has that share of its rates; fewer of them leave some unused.
     """
-    pixels, filters = problem.batch * math.prod(problem.conv_size), problem.out_channels // problem.groups
+    filters = problem.out_channels // problem.groups
     tiles = -(-pixels // tile.rows) * -(-filters // tile.columns) * problem.groups
     most, sums = -(-tiles // _PROCESSORS), tile.rows * tile.columns
     terms = FilterUnits(problem, tile.columns, units=tile.units).terms
@@ -117,6 +132,11 @@ def blocks_at_once(tile: MmaTile) -> int:
 def make(problem: ConvProblem, params: Params, threads: int) -> Mma:
     """The kernel of a problem; `threads` are of the CPU and change nothing."""
     return Mma(problem, params)
+
+
+def tile_of(params: Params) -> MmaTile:
+    """The tile with some parameters."""
+    return MmaTile(params["pixels"], params["filters"])
 
 
 @cache
@@ -177,10 +197,15 @@ def accumulation(tile: MmaTile, dtype: str, pixel_of: Any = image_pixel) -> Any:
     return accumulate
 
 
+def product(tile: MmaTile, dtype: str, pixel_of: Any = image_pixel) -> Product:
+    """What kernels do with a tile until they write it."""
+    return Product("mma", tile, dtype, accumulation(tile, dtype, pixel_of), blocks_at_once(tile))
+
+
 @cache
 def compiled(tile: MmaTile, dtype: str) -> Kernel:
     """The kernel for a tile and a dtype."""
-    return kernel("mma", tile, dtype, accumulation(tile, dtype), blocks_at_once(tile))
+    return convolution(product(tile, dtype))
 
 
 class Mma(ConvKernel):
@@ -215,24 +240,32 @@ class Mma(ConvKernel):
         return self._launch(x, out, False)
 
     def _launch(self, x: Strides, out: Strides, vectors: bool) -> Launch:
-        p, tile, width = joined(self.problem), self.tile, width_of(self.problem)
+        p, tile = self.problem, self.tile
+        values = (self.geometry(x, out, vectors), Epilogue.of(p.activation))
+        return Launch(self.compiled(), self.grid(-(-pixels_of(p) // tile.rows)), values, tile.shared_bytes(p.dtype))
+
+    def grid(self, tiles: int) -> tuple[int, int, int]:
+        """Blocks for so many tiles of pixels."""
+        return tiles * (self.packer.filters // self.tile.columns), 1, self.problem.groups
+
+    def geometry(self, x: Strides, out: Strides, vectors: bool) -> WalkGeometry:
+        """The walk over images with these strides, in units; `vectors` says that results can be stored by 16 bytes."""
+        p, width = joined(self.problem), width_of(self.problem)
         check_reach(p.in_shape, x)
         check_reach(p.out_shape, out)
-        pixels, (top, _), (left, _) = p.batch * math.prod(p.conv_size), *p.padding
+        (top, _), (left, _) = p.padding
         batch, row, column = x[0] // width, x[2] // width, x[3] // width  # in units, one of which is the next channel's
         numbers: tuple[int, ...] = (
-            pixels, p.groups, padded_channels(p) // width, p.out_channels // p.groups, *p.in_size, *p.conv_size,
+            pixels_of(p), p.groups, padded_channels(p) // width, p.out_channels // p.groups, *p.in_size, *p.conv_size,
             *p.kernel_size, *p.stride, top, left, *p.dilation, p.dilation[0] * row, p.dilation[1] * column, batch, 1,
-            row, column, 0, *out, self.packer.filters, self.packer.filters // tile.columns, self.packer.slices,
+            row, column, 0, *out, self.packer.filters, self.packer.filters // self.tile.columns, self.packer.slices,
             int(p.bias), int(vectors),
         )  # fmt: skip
-        grid = (-(-pixels // tile.rows) * (self.packer.filters // tile.columns), 1, p.groups)
-        values = (WalkGeometry.of(*numbers, tail=tail_of(self.problem) * column), Epilogue.of(p.activation))
-        return Launch(self.compiled(), grid, values, tile.shared_bytes(p.dtype))
+        return WalkGeometry.of(*numbers, tail=tail_of(self.problem) * column)
 
     def tile_of(self, params: Params) -> Any:
         """The tile with some parameters."""
-        return MmaTile(params["pixels"], params["filters"])
+        return tile_of(params)
 
     def compiled(self) -> Kernel:
         """The kernel of the problem's tile and dtype."""

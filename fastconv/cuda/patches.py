@@ -5,6 +5,7 @@ Patches of neighbouring windows compute what they share again (nothing for 2 x 2
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import NamedTuple
 
@@ -43,6 +44,8 @@ def unsupported_pooling(problem: ConvProblem, rows: int) -> str | None:
         return "there is no pooling"
     if window_pixels(problem.pool) > rows:
         return f"a window spans more than the {rows} pixels of a tile"
+    if problem.batch * math.prod(problem.conv_size) >= 1 << 30:
+        return "its indices have 32 bits, and the maps before pooling have 2**30 pixels or more"
     return None
 
 

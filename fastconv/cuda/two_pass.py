@@ -1,6 +1,7 @@
 """Convolution and pooling one after the other, each with the kernel that is predicted to be fastest for it.
 
-It takes what the kernels that fuse both do not: 16-bit elements, large windows.
+It takes what the kernels that fuse both do not, float64 and large windows, and depthwise convolution, whose own kernel
+does not pool.
 """
 
 from __future__ import annotations

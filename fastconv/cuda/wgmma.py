@@ -17,7 +17,7 @@ from fastconv.cuda import mma
 from fastconv.cuda.gather import image_pixel
 from fastconv.cuda.gather_units import TERM_FIELDS, gathering, own_pixels
 from fastconv.cuda.kernel import Kernel
-from fastconv.cuda.mma_kernel import kernel
+from fastconv.cuda.mma_kernel import Product, convolution
 from fastconv.cuda.mma_tile import MmaTile, placing
 from fastconv.cuda.ptx import commit, copy_async16, wait
 from fastconv.cuda.ptx_bulk import barrier_expect, barrier_init, barrier_wait, copy_bulk
@@ -116,9 +116,14 @@ def space(problem: ConvProblem) -> list[Params]:
 
 
 def cost(problem: ConvProblem, params: Params) -> float:
-    """Predicted time in nanoseconds on an H100; bulk copies, not measured yet, come second."""
-    tile = _tile(params)
-    predicted = mma.product_ns(problem, tile, tile.blocks_at_once(problem.dtype), _RATES[problem.dtype])
+    """Predicted time in nanoseconds on an H100."""
+    return product_cost(problem, params, mma.pixels_of(problem))
+
+
+def product_cost(problem: ConvProblem, params: Params, pixels: int) -> float:
+    """`cost` of a product with so many rows; bulk copies, not measured yet, come second."""
+    tile = tile_of(params)
+    predicted = mma.product_ns(problem, pixels, tile, tile.blocks_at_once(problem.dtype), _RATES[problem.dtype])
     return predicted * (1.01 if tile.bulk else 1)
 
 
@@ -127,14 +132,15 @@ def make(problem: ConvProblem, params: Params, threads: int) -> Wgmma:
     return Wgmma(problem, params)
 
 
-def _tile(params: Params) -> WgmmaTile:
+def tile_of(params: Params) -> WgmmaTile:
+    """The tile with some parameters."""
     return WgmmaTile(params["pixels"], params["filters"], params["stages"], params["bulk"])
 
 
 @cache
 def accumulation(tile: WgmmaTile, dtype: str, pixel_of: Any = image_pixel) -> Any:
     """The device function that computes a thread's sums, as that of `fastconv.cuda.mma.accumulation`."""
-    product, place, WIDTH, UNITS = _PRODUCTS[dtype], placing(tile.units), 16 // ITEMSIZE[dtype], tile.units
+    multiply_add, place, WIDTH, UNITS = _PRODUCTS[dtype], placing(tile.units), 16 // ITEMSIZE[dtype], tile.units
     ROWS, COLUMNS, SUMS, OWN, THREADS = tile.rows, tile.columns, tile.sums, own_pixels(tile), tile.threads
     ROW, STEP, COPIES = UNITS * WIDTH, THREADS // UNITS, COLUMNS * UNITS // THREADS
     LEFT, SLICE, AHEAD, ARRIVING = ROWS * ROW, (ROWS + COLUMNS) * ROW, tile.stages - 1, tile.stages - 2
@@ -175,10 +181,10 @@ def accumulation(tile: WgmmaTile, dtype: str, pixel_of: Any = image_pixel) -> An
     def multiply(shared, slice, own_left, sums):
         left, right = descriptor(shared, int32(slice + own_left)), descriptor(shared, int32(slice + LEFT))
         wgmma_fence()
-        product(sums, COLUMNS, shared, left, right)
-        product(sums, COLUMNS, shared, left + types.uint64(2), right + types.uint64(2))
-        product(sums, COLUMNS, shared, left + types.uint64(4), right + types.uint64(4))
-        product(sums, COLUMNS, shared, left + types.uint64(6), right + types.uint64(6))
+        multiply_add(sums, COLUMNS, shared, left, right)
+        multiply_add(sums, COLUMNS, shared, left + types.uint64(2), right + types.uint64(2))
+        multiply_add(sums, COLUMNS, shared, left + types.uint64(4), right + types.uint64(4))
+        multiply_add(sums, COLUMNS, shared, left + types.uint64(6), right + types.uint64(6))
         wgmma_commit()
 
     @device
@@ -225,17 +231,23 @@ def accumulation(tile: WgmmaTile, dtype: str, pixel_of: Any = image_pixel) -> An
     return accumulate
 
 
+def product(tile: WgmmaTile, dtype: str, pixel_of: Any = image_pixel) -> Product:
+    """What kernels do with a tile until they write it."""
+    blocks = tile.blocks_at_once(dtype)
+    return Product("wgmma", tile, dtype, accumulation(tile, dtype, pixel_of), blocks, features="a")
+
+
 @cache
 def compiled(tile: WgmmaTile, dtype: str) -> Kernel:
     """The kernel for a tile and a dtype."""
-    return kernel("wgmma", tile, dtype, accumulation(tile, dtype), tile.blocks_at_once(dtype), features="a")
+    return convolution(product(tile, dtype))
 
 
 class Wgmma(mma.Mma):
     """Forward convolution by implicit GEMM on the tensor cores of Hopper GPUs."""
 
     def tile_of(self, params: Params) -> WgmmaTile:
-        return _tile(params)
+        return tile_of(params)
 
     def compiled(self) -> Kernel:
         return compiled(self.tile, self.problem.dtype)

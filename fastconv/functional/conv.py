@@ -41,7 +41,7 @@ def conv2d(
         Applied after the bias; the leaky slope is 0.01.
     pool : Pool, optional
         Applied after the activation, such as ``fastconv.Pool("max", 2)``. The unpooled map is never written by the
-        algorithm "tiled"; "two_pass" keeps it in cache.
+        algorithm "tiled", or on a GPU by those whose names end in "_pool"; "two_pass" keeps it in the CPU's cache.
     algorithm : str, optional
         A registered algorithm; the tuned or predicted best if not given.
     out : array, optional

@@ -92,6 +92,7 @@ def test_windows_that_do_not_overlap_are_computed_once() -> None:
 
 @pytest.mark.parametrize(("text", "why"), [
     ("n1c4h9w9k4r3s3", "no pooling"), ("n1c4h9w9k4r3s3_f64_max2u2", "float32"), ("n1c4h19w19k4r1s1_max12u2", "window"),
+    ("n1c4h9w9k4r1s1p30000_max1u1000", "pixels or more"),
 ])  # fmt: skip
 def test_what_it_does_not_take(text: str, why: str) -> None:
     reason = algorithms.module("conv", "tiled_pool", "cuda").unsupported(parse(text))
