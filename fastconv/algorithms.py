@@ -61,6 +61,8 @@ _MODULES = {
     ("conv", "cuda", "wgmma"): "fastconv.cuda.wgmma",
     ("conv", "cuda", "mma_pool"): "fastconv.cuda.mma_pool",
     ("conv", "cuda", "wgmma_pool"): "fastconv.cuda.wgmma_pool",
+    ("conv", "cuda", "mma_split"): "fastconv.cuda.mma_split",
+    ("conv", "cuda", "wgmma_split"): "fastconv.cuda.wgmma_split",
     ("conv", "cuda", "tiled"): "fastconv.cuda.tiled",
     ("conv", "cuda", "tiled_pool"): "fastconv.cuda.tiled_pool",
     ("conv", "cuda", "depthwise"): "fastconv.cuda.depthwise",

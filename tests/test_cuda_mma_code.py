@@ -14,7 +14,7 @@ if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1":
 if missing():
     pytest.skip(missing(), allow_module_level=True)
 
-from fastconv.cuda import image_units, mma, mma_pool, mma_weight, pack_units
+from fastconv.cuda import image_units, mma, mma_pool, mma_split, mma_weight, pack_units, sum_maps
 from fastconv.cuda.mma_tile import MmaTile
 from fastconv.cuda.mma_weight_tile import MmaWeightTile
 from fastconv.cuda.window import AVERAGE, MAX, POWERS
@@ -41,6 +41,20 @@ POOLED = [
 def test_so_they_do_where_they_pool(rows_columns: tuple[int, int], dtype: str, mode: int, target: Any) -> None:
     tile = MmaTile(*rows_columns)
     check(tile, dtype, mma_pool.compiled(tile, dtype, mode).cubin(target))
+
+
+def test_so_they_do_where_terms_are_split() -> None:
+    tile = MmaTile(64, 64)
+    check(tile, "bfloat16", mma_split.compiled(tile, "bfloat16").cubin((8, 0)))
+    assert tile.shared_bytes("float32") <= SHARED_MEMORY
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_maps_are_added_by_vectors(dtype: str) -> None:
+    code = sum_maps._compiled(dtype).cubin((8, 0))
+    found = opcodes(disassemble(code))
+    assert found["LDG.E.128"] and found["STG.E.128" if dtype == "float32" else "STG.E.64"]
+    assert registers(code).stack == 0
 
 
 def check(tile: MmaTile, dtype: str, code: bytes) -> None:

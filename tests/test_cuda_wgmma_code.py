@@ -13,7 +13,7 @@ if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1":
 if missing():
     pytest.skip(missing(), allow_module_level=True)
 
-from fastconv.cuda import wgmma, wgmma_pool
+from fastconv.cuda import wgmma, wgmma_pool, wgmma_split
 from fastconv.cuda.window import MAX, SQUARES
 
 SHARED_MEMORY = 227 << 10  # bytes of a block, compute capability 9.0
@@ -36,6 +36,11 @@ POOLED = [
 def test_so_they_do_where_they_are_pooled(sizes: tuple[int, int, int, int], dtype: str, mode: int) -> None:
     tile = wgmma.WgmmaTile(*sizes)
     check(tile, dtype, wgmma_pool.compiled(tile, dtype, mode).cubin((9, 0, "a")))
+
+
+def test_so_they_do_where_terms_are_split() -> None:
+    tile = wgmma.WgmmaTile(128, 128, 6, 1)
+    check(tile, "bfloat16", wgmma_split.compiled(tile, "bfloat16").cubin((9, 0, "a")))
 
 
 def check(tile: wgmma.WgmmaTile, dtype: str, code: bytes) -> None:

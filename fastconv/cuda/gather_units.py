@@ -36,7 +36,10 @@ def block_units(channels: int, units: int) -> int:
 
 @cache
 def gathering(tile: MmaTile, width: int, pixel_of: Any = image_pixel) -> Any:
-    """Three device functions as those of `fastconv.cuda.gather.gathering`, for units of `width` elements."""
+    """Three device functions as those of `fastconv.cuda.gather.gathering`, for units of `width` elements.
+
+    ``start(g, thread, first, group, first_slice, pixels, term, rows, columns)`` takes the slice that is copied first.
+    """
     UNITS, OWN, STEP, WIDTH = tile.units, own_pixels(tile), tile.threads // tile.units, width
     PITCH, place = STEP * UNITS * WIDTH, placing(tile.units)
 
@@ -45,8 +48,20 @@ def gathering(tile: MmaTile, width: int, pixel_of: Any = image_pixel) -> Any:
         return int32(UNITS) if g.channels % UNITS == 0 else int32(g.channels)
 
     @device
-    def start(g, thread, first, group, pixels, term, rows, columns):
-        pixel, unit, block = int32(thread // UNITS), int32(thread % UNITS), block_of(g)
+    def start_term(g, first_slice, unit, term):
+        block, number, passed = block_of(g), unit, int32(0)
+        if first_slice > 0:
+            blocks, number = divided(int32(first_slice * UNITS + unit), int32(block * g.taps_h * g.taps_w))
+            passed = int32(blocks * block)
+            if passed >= g.channels:  # behind all terms
+                number, passed = int32(block * g.taps_h * g.taps_w), int32(g.channels - block)
+        tap, channel = divided(number, block)
+        row, term[COLUMN] = divided(tap, g.taps_w)
+        term[ROW], term[CHANNEL], term[BLOCK_END] = min(row, g.taps_h), int32(passed + channel), int32(passed + block)
+
+    @device
+    def start(g, thread, first, group, first_slice, pixels, term, rows, columns):
+        pixel, unit = int32(thread // UNITS), int32(thread % UNITS)
         for p in range(OWN):
             n, i, j, there = pixel_of(g, first, int32(pixel + p * STEP))
             rows[p], columns[p] = int32(i * g.stride_h - g.top), int32(j * g.stride_w - g.left)
@@ -62,10 +77,7 @@ def gathering(tile: MmaTile, width: int, pixel_of: Any = image_pixel) -> Any:
             for p in range(OWN):
                 column = int32(columns[p] + s * g.dilation_w)
                 pixels[p, INSIDE] |= int32(1 << (_COLUMN_BIT + s)) if uint32(column) < uint32(g.in_width) else int32(0)
-        tap, term[CHANNEL] = divided(unit, block)
-        row, term[COLUMN] = divided(tap, g.taps_w)
-        term[ROW] = min(row, g.taps_h)
-        term[BLOCK_END] = block
+        start_term(g, first_slice, unit, term)
         return int32(place(pixel, unit) * WIDTH)
 
     @device

@@ -31,9 +31,9 @@ from fastconv.problem import ITEMSIZE, ConvProblem
 TILES = [(128, 128), (128, 64), (64, 64)]
 _ARRIVING = STAGES - 2
 _LARGEST = (256, 8)  # filters of a tile and units of a row, those of wgmma included
-_LAUNCH_NS = 5_000.0
+LAUNCH_NS = 5_000.0
 _COPY_NS = 1 / 1_000  # a byte, read and written
-_PROCESSORS = 132
+PROCESSORS = 132
 
 
 class Rates(NamedTuple):
@@ -94,10 +94,10 @@ def cost(problem: ConvProblem, params: Params) -> float:
     return product_cost(problem, params, pixels_of(problem))
 
 
-def product_cost(problem: ConvProblem, params: Params, pixels: int) -> float:
-    """`cost` of a product with so many rows."""
+def product_cost(problem: ConvProblem, params: Params, pixels: int, splits: int = 1) -> float:
+    """`cost` of a product with so many rows, whose terms are split."""
     tile = tile_of(params)
-    return product_ns(problem, pixels, tile, blocks_at_once(tile), _RATES[problem.dtype])
+    return product_ns(problem, pixels, tile, blocks_at_once(tile), _RATES[problem.dtype], splits)
 
 
 def pixels_of(problem: ConvProblem) -> int:
@@ -105,23 +105,29 @@ def pixels_of(problem: ConvProblem) -> int:
     return problem.batch * math.prod(problem.conv_size)
 
 
-def product_ns(problem: ConvProblem, pixels: int, tile: Any, blocks: int, rates: Rates) -> float:
-    """Nanoseconds of a product on tensor cores: those of the multiprocessor with the most tiles.
+def tiles_of(problem: ConvProblem, tile: MmaTile, pixels: int | None = None) -> int:
+    """Tiles of all pixels, or of so many rows, and of all filters."""
+    rows = pixels_of(problem) if pixels is None else pixels
+    return -(-rows // tile.rows) * -(-(problem.out_channels // problem.groups) // tile.columns) * problem.groups
+
+
+def product_ns(
+    problem: ConvProblem, pixels: int, tile: Any, blocks: int, rates: Rates, splits: int = 1
+) -> float:  # fmt: skip
+    """Nanoseconds of a product on tensor cores: those of the multiprocessor with the most tiles, or splits of them.
 
     Of so many blocks at once, each has that share of its rates; fewer of them leave some unused.
     """
-    filters = problem.out_channels // problem.groups
-    tiles = -(-pixels // tile.rows) * -(-filters // tile.columns) * problem.groups
-    most, sums = -(-tiles // _PROCESSORS), tile.rows * tile.columns
-    terms = FilterUnits(problem, tile.columns, units=tile.units).terms
+    most, sums = -(-tiles_of(problem, tile, pixels) * splits // PROCESSORS), tile.rows * tile.columns
+    terms = FilterUnits(problem, tile.columns, units=tile.units).terms / splits
     own = rates.finish * sums + terms * (rates.multiply * sums + rates.copy * (tile.rows + tile.columns))
     used = min(1.0, most / blocks) ** 0.35
-    return _LAUNCH_NS + copy_ns(ImageUnits(problem)) + most * own / used
+    return LAUNCH_NS + copy_ns(ImageUnits(problem)) + most * own / used
 
 
 def copy_ns(images: ImageUnits) -> float:
     """Nanoseconds of a copy of images, if one is needed."""
-    return images.size * images.problem.itemsize * _COPY_NS + _LAUNCH_NS if images.expected else 0.0
+    return images.size * images.problem.itemsize * _COPY_NS + LAUNCH_NS if images.expected else 0.0
 
 
 def blocks_at_once(tile: MmaTile) -> int:
@@ -141,9 +147,9 @@ def tile_of(params: Params) -> MmaTile:
 
 @cache
 def accumulation(tile: MmaTile, dtype: str, pixel_of: Any = image_pixel) -> Any:
-    """The device function ``accumulate(shared, x, weight, g, thread, first, group, first_filter, sums)``.
+    """The device function ``accumulate(shared, x, weight, g, thread, first, group, first_filter, split, sums)``.
 
-    It computes a thread's sums; `first` tells `pixel_of` where the tile is.
+    It computes a thread's sums, of the slices of a split; `first` tells `pixel_of` where the tile is.
     """
     WIDTH, ROWS, COLUMNS, SUMS, OWN = 16 // ITEMSIZE[dtype], tile.rows, tile.columns, tile.sums, own_pixels(tile)
     UNITS, STEP = tile.units, tile.threads // tile.units
@@ -159,26 +165,28 @@ def accumulation(tile: MmaTile, dtype: str, pixel_of: Any = image_pixel) -> Any:
             copy_async16(shared, int32(at + i * STEP * UNITS * WIDTH), weight, source, True)
 
     @device
-    def accumulate(shared, x, weight, g, thread, first, group, first_filter, sums):
+    def accumulate(shared, x, weight, g, thread, first, group, first_filter, split, sums):
         a, b = cuda.local.array(FRAGMENTS_A, uint32), cuda.local.array(FRAGMENTS_B, uint32)
         pixels, term = cuda.local.array((OWN, 2), int32), cuda.local.array(TERM_FIELDS, int32)
         rows, columns = cuda.local.array(OWN, int32), cuda.local.array(OWN, int32)
         left, right = cuda.local.array(2, int32), cuda.local.array(2, int32)
         for i in range(SUMS):
             sums[i] = float32(0)
-        left_place = start(g, thread, first, group, pixels, term, rows, columns)
+        first_slice = int32(split * g.share)
+        slices = min(g.share, int32(g.slices - first_slice))
+        left_place = start(g, thread, first, group, first_slice, pixels, term, rows, columns)
         right_place = int32(LEFT + place(int32(thread // UNITS), int32(thread % UNITS)) * WIDTH)
         element = int32((group * g.padded_filters + first_filter + thread // UNITS) * g.slices)
-        element = int32((element * UNITS + thread % UNITS) * WIDTH)
+        element = int32(((element + first_slice) * UNITS + thread % UNITS) * WIDTH)
         for i in range(STAGES - 1):
-            if i < g.slices:
+            if i < slices:
                 copy(shared, int32(i * SLICE + left_place), x, g, pixels, term)
                 copy_weights(shared, int32(i * SLICE + right_place), weight, element, g)
                 advance(g, term)
             element += int32(UNITS * WIDTH)
             commit()
         places(thread, left, right)
-        ahead, ready, free = g.slices, int32(0), int32((STAGES - 1) * SLICE)
+        ahead, ready, free = slices, int32(0), int32((STAGES - 1) * SLICE)
         while ahead > 0:
             wait(_ARRIVING)
             cuda.syncthreads()  # the slice is there for all, and the one before it is no longer read

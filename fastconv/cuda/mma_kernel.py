@@ -32,7 +32,7 @@ class Product:
     tile : MmaTile
     dtype : str
     accumulate : device function
-        ``accumulate(shared, x, weight, g, thread, first, group, first_filter, sums)``.
+        ``accumulate(shared, x, weight, g, thread, first, group, first_filter, split, sums)``.
     blocks : int
         Fewest that a multiprocessor must be able to hold.
     features : str, default ""
@@ -51,10 +51,13 @@ class Product:
         """The type of 4 bytes of results in shared memory."""
         return float32 if self.dtype == "float32" else uint32
 
-    def kernel(self, function: Any, kinds: tuple = (), variant: tuple = ()) -> Kernel:
-        """The kernel whose function ends the product; `kinds` are those of further numbers."""
-        array = pointer(codec(self.dtype).stored)
-        kinds = (array, array, array, array, numbers(int32, WalkGeometry), numbers(float32, Epilogue), *kinds)
+    def kernel(self, function: Any, kinds: tuple = (), variant: tuple = (), result: str | None = None) -> Kernel:
+        """The kernel whose function ends the product.
+
+        `kinds` are those of further numbers; the result has the product's dtype if none is given.
+        """
+        array, out = pointer(codec(self.dtype).stored), pointer(codec(result or self.dtype).stored)
+        kinds = (array, array, array, out, numbers(int32, WalkGeometry), numbers(float32, Epilogue), *kinds)
         variant = (self.name, *astuple(self.tile), self.dtype, *variant)
         return Kernel(
             function, kinds, variant, threads=self.tile.threads, blocks=self.blocks, features=self.features
@@ -73,12 +76,33 @@ def convolution(product: Product) -> Kernel:
         thread, group = int32(cuda.threadIdx.x), int32(cuda.blockIdx.z)
         pixel_tile, filter_tile = tile_of_block(g, int32(cuda.blockIdx.x))
         first_pixel, first_filter = int32(pixel_tile * ROWS), int32(filter_tile * COLUMNS)
-        accumulate(shared, x, weight, g, thread, first_pixel, group, first_filter, sums)
+        accumulate(shared, x, weight, g, thread, first_pixel, group, first_filter, int32(0), sums)
         finish(words, sums, bias, g, epilogue, thread, first_filter, group)
         cuda.syncthreads()
-        write(words, shared, out, g, thread, first_pixel, first_filter, group)
+        write(words, shared, out, int32(0), g, thread, first_pixel, first_filter, group)
 
     return product.kernel(convolve)
+
+
+def split_convolution(product: Product) -> Kernel:
+    """The kernel that writes the float32 sums of shares of the terms, one map behind the other, as they are."""
+    tile, accumulate, stored = product.tile, product.accumulate, codec(product.dtype).stored
+    ROWS, COLUMNS, SUMS = tile.rows, tile.columns, tile.sums
+    finish, write = finishing(tile, "float32"), writing(tile, "float32")
+
+    def convolve_split(x, weight, bias, out, g, epilogue):
+        shared, words = cuda.shared.array(0, stored), cuda.shared.array(0, float32)
+        sums = cuda.local.array(SUMS, float32)
+        thread, split, group = int32(cuda.threadIdx.x), int32(cuda.blockIdx.y), int32(cuda.blockIdx.z)
+        pixel_tile, filter_tile = tile_of_block(g, int32(cuda.blockIdx.x))
+        first_pixel, first_filter = int32(pixel_tile * ROWS), int32(filter_tile * COLUMNS)
+        accumulate(shared, x, weight, g, thread, first_pixel, group, first_filter, split, sums)
+        finish(words, sums, bias, g, epilogue, thread, first_filter, group)
+        cuda.syncthreads()
+        begin = int32(split * g.pixels * g.out_column)
+        write(words, words, out, begin, g, thread, first_pixel, first_filter, group)
+
+    return product.kernel(convolve_split, result="float32")
 
 
 def pooled_convolution(product: Product, mode: int) -> Kernel:
@@ -95,7 +119,7 @@ def pooled_convolution(product: Product, mode: int) -> Kernel:
         patch_tile, filter_tile = tile_of_block(g, int32(cuda.blockIdx.x))
         first_patch, first_filter = int32(patch_tile * patches.per_tile), int32(filter_tile * COLUMNS)
         first = (patches, window, first_patch)
-        accumulate(shared, x, weight, g, thread, first, group, first_filter, sums)
+        accumulate(shared, x, weight, g, thread, first, group, first_filter, int32(0), sums)
         finish(words, sums, bias, g, epilogue, thread, first_filter, group)
         cuda.syncthreads()
         write(words, out, g, patches, window, norm, thread, first_patch, first_filter, group)

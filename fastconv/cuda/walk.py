@@ -38,7 +38,7 @@ class WalkGeometry(NamedTuple):
     n*out_batch + i*out_row + j*out_column + filter*out_channel``. A block of threads has one of `filter_tiles` tiles
     of filters, next to each other, for the same pixels. What follows `vectors` follows from the rest: `out_pitch` is
     the step from pixel to pixel if all are evenly apart, else 0, then come divisors. The last tap of a row reads `tail`
-    further on (`fastconv.cuda.units`).
+    further on (`fastconv.cuda.units`). Of the slices of all terms, a block multiplies a `share`.
     """
 
     pixels: int
@@ -81,16 +81,17 @@ class WalkGeometry(NamedTuple):
     tiles_factor: int
     tiles_shift: int
     tail: int
+    share: int
 
     @classmethod
-    def of(cls, *numbers: int, tail: int = 0) -> WalkGeometry:
-        """From all fields up to `vectors`."""
+    def of(cls, *numbers: int, tail: int = 0, share: int | None = None) -> WalkGeometry:
+        """From all fields up to `vectors`; the share is all slices if not given."""
         missing: tuple[int, ...] = (0,) * (len(cls._fields) - len(numbers))
         g = cls(*(numbers + missing))
         even = g.out_row == g.out_width * g.out_column and g.out_batch == g.out_height * g.out_row
         divisors = (Divisor.of(number) for number in (g.out_width, g.out_height, g.filter_tiles))
         rest = tuple(number for divisor in divisors for number in divisor)
-        return cls(*(*numbers, g.out_column if even else 0, *rest, tail))
+        return cls(*(*numbers, g.out_column if even else 0, *rest, tail, g.slices if share is None else share))
 
 
 @device

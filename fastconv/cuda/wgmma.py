@@ -36,7 +36,7 @@ from fastconv.cuda.toolkit import cuda, device, float32, int32, types
 from fastconv.problem import ITEMSIZE, ConvProblem
 
 # Pixels, filters, and slices in shared memory: with fewer of them a multiprocessor holds two blocks.
-TILES = [(128, 256, 4), (128, 128, 3), (128, 128, 6), (128, 64, 4)]
+TILES = [(128, 256, 4), (256, 128, 4), (128, 128, 3), (128, 128, 6), (128, 64, 4)]
 CAPABILITY = (9, 0)
 SHARED_MEMORY = 226 << 10  # bytes that the blocks of a multiprocessor share
 _HALVES = mma.Rates(0.141, 0.00035, 0.007)
@@ -47,7 +47,7 @@ _PRODUCTS = {"bfloat16": wgmma_bf16, "float16": wgmma_f16, "float32": wgmma_tf32
 
 @dataclass(frozen=True)
 class WgmmaTile(MmaTile):
-    """Sizes of a block's tile: 128 pixels, and 64, 128 or 256 filters.
+    """Sizes of a block's tile: 128 or 256 pixels, and 64, 128 or 256 filters.
 
     Parameters
     ----------
@@ -120,10 +120,11 @@ def cost(problem: ConvProblem, params: Params) -> float:
     return product_cost(problem, params, mma.pixels_of(problem))
 
 
-def product_cost(problem: ConvProblem, params: Params, pixels: int) -> float:
-    """`cost` of a product with so many rows; bulk copies, not measured yet, come second."""
+def product_cost(problem: ConvProblem, params: Params, pixels: int, splits: int = 1) -> float:
+    """`cost` of a product with so many rows, whose terms are split; bulk copies, not measured yet, come second."""
     tile = tile_of(params)
-    predicted = mma.product_ns(problem, pixels, tile, tile.blocks_at_once(problem.dtype), _RATES[problem.dtype])
+    blocks, rates = tile.blocks_at_once(problem.dtype), _RATES[problem.dtype]
+    predicted = mma.product_ns(problem, pixels, tile, blocks, rates, splits)
     return predicted * (1.01 if tile.bulk else 1)
 
 
@@ -188,7 +189,7 @@ def accumulation(tile: WgmmaTile, dtype: str, pixel_of: Any = image_pixel) -> An
         wgmma_commit()
 
     @device
-    def accumulate(shared, x, weight, g, thread, first, group, first_filter, sums):
+    def accumulate(shared, x, weight, g, thread, first, group, first_filter, split, sums):
         pixels, term = cuda.local.array((OWN, 2), int32), cuda.local.array(TERM_FIELDS, int32)
         rows, columns = cuda.local.array(OWN, int32), cuda.local.array(OWN, int32)
         for i in range(SUMS):
@@ -196,17 +197,19 @@ def accumulation(tile: WgmmaTile, dtype: str, pixel_of: Any = image_pixel) -> An
         barriers = cuda.shared.array(0, types.uint64)
         if BULK:
             start_barriers(barriers, thread)
-        left_place = start(g, thread, first, group, pixels, term, rows, columns)
-        element = first_weight(g, thread, group, first_filter)
+        first_slice = int32(split * g.share)
+        slices = min(g.share, int32(g.slices - first_slice))
+        left_place = start(g, thread, first, group, first_slice, pixels, term, rows, columns)
+        element = int32(first_weight(g, thread, group, first_filter) + first_slice * NEXT)
         own_left = int32(thread // 128 * 64 * ROW)
         for i in range(AHEAD):
-            if i < g.slices:
+            if i < slices:
                 gather(shared, int32(i * SLICE + left_place), x, g, pixels, term)
                 copy_weights(shared, barriers, i, weight, element, g, thread)
                 advance(g, term)
             element += int32(NEXT)
             commit()
-        ahead, ready, free, parity = g.slices, int32(0), int32(AHEAD), int32(0)
+        ahead, ready, free, parity = slices, int32(0), int32(AHEAD), int32(0)
         while ahead > 0:
             wait(ARRIVING)
             fence_async()

@@ -86,10 +86,10 @@ def finishing(tile: MmaTile, dtype: str) -> Any:
 
 @cache
 def writing(tile: MmaTile, dtype: str) -> Any:
-    """The device function ``write(words, elements, out, g, thread, first_pixel, first_filter, group)``.
+    """The device function ``write(words, elements, out, begin, g, thread, first_pixel, first_filter, group)``.
 
-    It stores what `finishing` put into shared memory, which `words` and `elements` see by 4 bytes and by elements:
-    16 bytes at a time where `WalkGeometry.vectors` says that they are aligned.
+    From an element of `out` on, it stores what `finishing` put into shared memory, which `words` and `elements` see by
+    4 bytes and by elements: 16 bytes at a time where `WalkGeometry.vectors` says that they are aligned.
     """
     ROWS, COLUMNS, THREADS, PITCH = tile.rows, tile.columns, tile.threads, tile.row_words(dtype)
     HALVES = dtype != "float32"
@@ -98,32 +98,32 @@ def writing(tile: MmaTile, dtype: str) -> Any:
     store = store_words if HALVES else store4
 
     @device
-    def write_vectors(words, out, g, thread, first_pixel, first_filter, group):
+    def write_vectors(words, out, begin, g, thread, first_pixel, first_filter, group):
         lane = int32(thread % LANES)
         k = int32(first_filter + lane * WIDTH)
         if k < g.filters:
             for row in range(thread // LANES, ROWS, THREADS // LANES):
                 m = int32(first_pixel + row)
                 if m < g.pixels:
-                    where = int32(pixel_place(g, m) + group * g.filters + k)
+                    where = int32(begin + pixel_place(g, m) + group * g.filters + k)
                     store(out, where, shared_load4(words, int32(row * PITCH + lane * 4)))
 
     @device
-    def write_elements(elements, out, g, thread, first_pixel, first_filter, group):
+    def write_elements(elements, out, begin, g, thread, first_pixel, first_filter, group):
         row = int32(thread % ROWS)
         m = int32(first_pixel + row)
         if m < g.pixels:
-            where = pixel_place(g, m)
+            where = int32(begin + pixel_place(g, m))
             for column in range(thread // ROWS, COLUMNS, THREADS // ROWS):
                 k = int32(first_filter + column)
                 if k < g.filters:
                     out[int32(where + (group * g.filters + k) * g.out_channel)] = elements[row * ELEMENTS + column]
 
     @device
-    def write(words, elements, out, g, thread, first_pixel, first_filter, group):
+    def write(words, elements, out, begin, g, thread, first_pixel, first_filter, group):
         if g.vectors:
-            write_vectors(words, out, g, thread, first_pixel, first_filter, group)
+            write_vectors(words, out, begin, g, thread, first_pixel, first_filter, group)
         else:
-            write_elements(elements, out, g, thread, first_pixel, first_filter, group)
+            write_elements(elements, out, begin, g, thread, first_pixel, first_filter, group)
 
     return write

@@ -56,7 +56,8 @@ def test_forward(text: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "params"), [
-    ("mma_pool", {"pixels": 128, "filters": 128}), ("wgmma_pool", {"pixels": 128, "filters": 256, "stages": 4, "bulk": 1}),
+    ("mma_pool", {"pixels": 128, "filters": 128}),
+    ("wgmma_pool", {"pixels": 128, "filters": 256, "stages": 4, "bulk": 1}),
 ])  # fmt: skip
 def test_wide_tiles(name: str, params: dict[str, int]) -> None:
     kernel, _ = pooled("n1c8h13w11k136r3s1_bf16_nhwc_bias_relu_max3u2p1", name, params)
