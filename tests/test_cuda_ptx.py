@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import llvmlite.binding as llvm
+import numpy as np
 import pytest
+from llvmlite import ir
 from machine_code import disassemble, main_loop, missing, opcodes, registers
 
 pytest.importorskip("numba_cuda")
@@ -16,7 +20,8 @@ if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1":
 if missing():
     pytest.skip(missing(), allow_module_level=True)
 
-from fastconv.cuda import ptx
+from fastconv.cuda import emit, ptx
+from fastconv.cuda.ptx_simulated import to_tf32
 from fastconv.cuda.toolkit import cubin, cuda, float32, float64, int32, int64, pointer, types, uint32
 
 X, BITS, HALVES = pointer(float32), pointer(uint32), pointer(types.uint16)
@@ -133,6 +138,27 @@ def test_conversions_are_few_instructions(target: Any) -> None:
     found = opcodes(disassemble(cubin(conversions, (X, BITS), target, name="conversions")))
     assert sum(count for name, count in found.items() if name.startswith("F2FP")) == 2
     assert found.total() - found["NOP"] < 30
+
+
+def test_rounding_to_tf32_is_that_of_the_simulator() -> None:
+    module = ir.Module()
+    function = ir.Function(module, ir.FunctionType(emit.I32, [emit.I32]), "rounded")
+    builder = ir.IRBuilder(function.append_basic_block())
+    builder.ret(ptx._rounded(builder, function.args[0]))
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_default_triple().create_target_machine()
+    with llvm.create_mcjit_compiler(llvm.parse_assembly(str(module)), machine) as engine:
+        engine.finalize_object()
+        rounded = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_uint32)(engine.get_function_address("rounded"))
+        edges = [e << 23 | m for e in range(1, 256) for m in (0, 0xFFF, 0x1000, 0x2FFF, 0x3000, 0x7FEFFF, 0x7FFFFF)]
+        bits = [*edges, *np.random.default_rng(0).integers(1 << 23, 1 << 31, 20_000).tolist(), 0]
+        bits += [value | 1 << 31 for value in bits]
+        found = np.array([rounded(value) for value in bits], np.uint32) & np.uint32(0xFFFFE000)
+    expected = np.array([to_tf32(np.uint32(value)) for value in bits])
+    nan = np.isnan(expected.view(np.float32))
+    assert nan.any() and np.isnan(found.view(np.float32)[nan]).all()
+    np.testing.assert_array_equal(found[~nan], expected[~nan])
 
 
 @TARGETS

@@ -304,9 +304,10 @@ def mma_f16(typing: Any, c: Any, first_c: Any, a: Any, first_a: Any, b: Any, fir
 
 @intrinsic(simulated.to_tf32)
 def to_tf32(typing: Any, value: Any) -> Any:
-    """``to_tf32(value)``: a float32, or its bits as a uint32, rounded to 10 bits of mantissa ("cvt.rna.tf32.f32").
+    """``to_tf32(value)``: a float32, or its bits as a uint32, rounded to 10 bits of mantissa; the bits as a uint32.
 
-    To the nearest, ties away from zero; the bits as a uint32.
+    To the nearest, ties away from zero. What tensor cores do not see, the low 13 bits, is anything; subnormal numbers
+    are cut to bits that they see, not rounded.
     """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -326,9 +327,13 @@ def round_tf32(typing: Any, value: Any) -> Any:
 
 
 def _rounded(builder: Any, value: Any) -> Any:
-    """Bits of a value as TF32; the instruction's result is no register of a float32."""
-    bits = builder.bitcast(value, emit.I32)
-    return emit.instruction(builder, emit.I32, "cvt.rna.tf32.f32 $0, $1;", "=r,r", [bits], pure=True)
+    """Bits of a value, half of its last bit as TF32 added.
+
+    "cvt.rna.tf32.f32" does it in the register that has the value, which costs a move where another one is wanted.
+    """
+    power = builder.bitcast(builder.and_(builder.bitcast(value, emit.I32), emit.I32(0xFF800000)), emit.F32)
+    moved = builder.fma(power, emit.F32(2.0**-11), builder.bitcast(value, emit.F32))
+    return builder.bitcast(moved, emit.I32)
 
 
 @intrinsic(simulated.from_bf16)

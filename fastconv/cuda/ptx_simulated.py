@@ -238,7 +238,9 @@ mma_f16 = _mma(_mma_halves(_f16))
 def to_tf32(value: Any) -> np.uint32:
     """Bits of a float32, or bits of one, rounded to 10 bits of mantissa, to nearest, ties away from zero."""
     bits = int(np.float32(value).view(np.uint32) if isinstance(value, (float, np.floating)) else value)
-    if bits & 0x7FFFFFFF < 0x7F800000:  # neither an infinity nor NaN
+    if bits & 0x7FFFFFFF > 0x7F800000:
+        return np.uint32(0x7FFFE000)  # NaN, whatever its bits
+    if bits & 0x7FFFFFFF < 0x7F800000:
         bits += 0x1000  # a carry moves on to the exponent, and at last to infinity
     return np.uint32(bits & 0xFFFFE000)
 
