@@ -65,10 +65,8 @@ def unsupported(problem: ConvProblem) -> str | None:
 
 def unsupported_product(problem: ConvProblem) -> str | None:
     """Why sums cannot be computed this way, whatever is done with them."""
-    if problem.dtype == "float64":
-        return "tensor cores multiply no float64 here"
-    if problem.dtype == "float32" and problem.precision != "tf32":
-        return "it rounds float32 to TF32, which is not permitted: fastconv.set_float32_precision('tf32')"
+    if (reason := unsupported_elements(problem)) is not None:
+        return reason
     image = ImageUnits(problem).size
     if (
         max(image, *(math.prod(shape) for shape in (problem.in_shape, problem.weight_shape, problem.out_shape)))
@@ -79,6 +77,15 @@ def unsupported_product(problem: ConvProblem) -> str | None:
         return "it has too many groups, or weights that fill too much with whole tiles"
     if max(problem.kernel_size) > MOST_TAPS:
         return f"its kernel has more than {MOST_TAPS} rows or columns"
+    return None
+
+
+def unsupported_elements(problem: ConvProblem) -> str | None:
+    """Why tensor cores do not multiply what `problem` has, or None if they do."""
+    if problem.dtype == "float64":
+        return "tensor cores multiply no float64 here"
+    if problem.dtype == "float32" and problem.precision != "tf32":
+        return "it rounds float32 to TF32, which is not permitted: fastconv.set_float32_precision('tf32')"
     return None
 
 

@@ -99,14 +99,29 @@ def placing(units: int) -> Any:
 
 
 @cache
+def products(tile: MmaTile, dtype: str) -> Any:
+    """The device function ``add_products(a, b, sums)``: those of all fragments of a step."""
+    DOWN, ACROSS, mma = tile.warp_rows // 16, tile.warp_columns // 16, _MMA[dtype]
+
+    @device
+    def add_products(a, b, sums):
+        for i in range(DOWN):
+            for j in range(ACROSS):
+                mma(sums, (i * ACROSS + j) * 8, a, i * 4, b, j * 4)
+                mma(sums, (i * ACROSS + j) * 8 + 4, a, i * 4, b, j * 4 + 2)
+
+    return add_products
+
+
+@cache
 def step(tile: MmaTile, dtype: str, load: Any, block: int) -> Any:
-    """The device function ``add_step(shared, left, right, a, b, sums)``: products of all fragments of a step.
+    """The device function ``add_step(shared, left, right, a, b, sums)``: loads all fragments of a step, and multiplies.
 
     `load` is `load_matrices`, or for slices that lie by terms `load_matrices_transposed`; 16 rows or columns further
     on, `block` elements further on in shared memory, is the next fragment.
     """
     DOWN, ACROSS, BLOCK, ROUNDS = tile.warp_rows // 16, tile.warp_columns // 16, block, dtype == "float32"
-    mma = _MMA[dtype]
+    add_products = products(tile, dtype)
 
     @device
     def add_step(shared, left, right, a, b, sums):
@@ -117,10 +132,7 @@ def step(tile: MmaTile, dtype: str, load: Any, block: int) -> Any:
         if ROUNDS:
             for i in range(DOWN * 4):
                 a[i] = to_tf32(a[i])
-        for i in range(DOWN):
-            for j in range(ACROSS):
-                mma(sums, (i * ACROSS + j) * 8, a, i * 4, b, j * 4)
-                mma(sums, (i * ACROSS + j) * 8 + 4, a, i * 4, b, j * 4 + 2)
+        add_products(a, b, sums)
 
     return add_step
 

@@ -1,6 +1,6 @@
-"""Gradient of the weights on tensor cores: float16 and bfloat16.
+"""Gradient of the weights on tensor cores: float16 and bfloat16, and float32 rounded to TF32 where that is permitted.
 
-As `fastconv.cuda.tiled_weight`, with the fragments of `fastconv.cuda.mma_weight_tile`: slices come to shared memory by
+As `fastconv.cuda.tiled_weight`, with the tile of `fastconv.cuda.mma_weight_tile`: slices come to shared memory by
 copies of 16 bytes, which takes channels-last images; others, and channels or filters of a group that are no whole
 units of 16 bytes, are copied first, and then the sums have more of them than the weights. Sums are float32 until those
 of all splits are added.
@@ -13,37 +13,38 @@ from dataclasses import replace
 from functools import cache
 
 from fastconv.algorithms import Params
+from fastconv.cuda import mma_weight_tf32, mma_weight_tile
 from fastconv.cuda.arrays import DeviceArray
 from fastconv.cuda.codec import codec
 from fastconv.cuda.conv_kernel import Strides, WeightKernel
 from fastconv.cuda.image_units import ImageUnits
 from fastconv.cuda.kernel import MOST_BLOCKS, Kernel, Launch
-from fastconv.cuda.mma import blocks_at_once, copy_ns
+from fastconv.cuda.mma import blocks_at_once, copy_ns, unsupported_elements
 from fastconv.cuda.mma_tile import STAGES
-from fastconv.cuda.mma_weight_tile import MmaWeightTile, multiplication, writing
+from fastconv.cuda.mma_weight_tile import MmaWeightTile
 from fastconv.cuda.product_cost import LAUNCH_NS, PROCESSORS
 from fastconv.cuda.ptx import commit, wait
 from fastconv.cuda.sum_splits import SplitSum
 from fastconv.cuda.toolkit import cuda, float32, int32, numbers, pointer, uint32
 from fastconv.cuda.weight_slices import COLUMN_FIELDS, PIXEL_FIELDS, Copies, WeightGeometry, own_columns, slicing
 from fastconv.cuda.weight_splits import matrix, share, tiles, useful_splits
-from fastconv.problem import ConvProblem
+from fastconv.problem import ITEMSIZE, ConvProblem
 
 TILES = [(128, 128), (128, 64), (64, 128), (64, 64)]
-COPIES = Copies(True, True, True, width=8)
+_FRAGMENTS = {"float32": mma_weight_tf32, "float16": mma_weight_tile, "bfloat16": mma_weight_tile}
 _NARROWEST = min(TILES)[0]
 _ARRIVING = STAGES - 2
-_FLOP_NS = 1 / 400_000  # of a large GPU
+_FLOP_NS = {"float32": 1 / 200_000, "float16": 1 / 400_000, "bfloat16": 1 / 400_000}  # of a large GPU
 _BYTE_NS = 1 / 2_000  # sums of splits, written and read
 
 
 def unsupported(problem: ConvProblem) -> str | None:
     """Why this algorithm cannot compute `problem`, or None if it can."""
-    if problem.dtype not in ("float16", "bfloat16"):
-        return f"it computes float16 and bfloat16, not {problem.dtype}"
+    if (reason := unsupported_elements(problem)) is not None:
+        return reason
     p = filled(problem)
     if max(math.prod(shape) for shape in (p.in_shape, p.weight_shape, p.out_shape)) >= 1 << 30:
-        return "its indices have 32 bits, and an array, with channels filled up to 8, has 2**30 elements or more"
+        return "its indices have 32 bits, and an array, with channels filled up, has 2**30 elements or more"
     return f"it has more than {MOST_BLOCKS} groups" if problem.groups > MOST_BLOCKS else None
 
 
@@ -58,8 +59,9 @@ def _images(problem: ConvProblem) -> tuple[ImageUnits, ImageUnits]:
     return ImageUnits(problem), ImageUnits(problem, problem.out_shape)
 
 
-def _tile(params: Params) -> MmaWeightTile:
-    return MmaWeightTile(params["filters"], params["columns"])
+def tile_of(filters: int, columns: int, dtype: str) -> MmaWeightTile:
+    """The tile of so many filters and columns; in a slice each of them has 64 bytes."""
+    return MmaWeightTile(filters, columns, 64 // ITEMSIZE[dtype])
 
 
 def space(problem: ConvProblem) -> list[Params]:
@@ -69,7 +71,7 @@ def space(problem: ConvProblem) -> list[Params]:
     found = []
     for m, n in TILES:
         if (m < 2 * filters or m == _NARROWEST) and (n < 2 * columns or n == _NARROWEST):
-            tile = MmaWeightTile(m, n)
+            tile = tile_of(m, n, p.dtype)
             splits = useful_splits(p, tile, blocks_at_once(tile))
             found += [{"filters": m, "columns": n, "splits": count} for count in splits]
     return found
@@ -77,12 +79,13 @@ def space(problem: ConvProblem) -> list[Params]:
 
 def cost(problem: ConvProblem, params: Params) -> float:
     """Predicted time in nanoseconds on a large GPU: whole waves of blocks, the sums that they leave, and copies."""
-    p, tile, splits = filled(problem), _tile(params), params["splits"]
+    p, splits = filled(problem), params["splits"]
+    tile = tile_of(params["filters"], params["columns"], p.dtype)
     at_once = PROCESSORS * blocks_at_once(tile)
     blocks = math.prod(tiles(p, tile)) * p.groups * splits
     shared = 1 + 32 / tile.rows + 32 / tile.columns  # copies that fewer sums share
     work = tile.rows * tile.columns * 2 * share(p, splits, tile.depth) * shared
-    product = -(-blocks // at_once) * at_once * work * _FLOP_NS
+    product = -(-blocks // at_once) * at_once * work * _FLOP_NS[p.dtype]
     added = 2 * 4 * splits * math.prod(p.weight_shape) * _BYTE_NS
     return 2 * LAUNCH_NS + sum(map(copy_ns, _images(problem))) + product + added
 
@@ -95,12 +98,13 @@ def make(problem: ConvProblem, params: Params, threads: int) -> MmaWeight:
 @cache
 def compiled(tile: MmaWeightTile, dtype: str) -> Kernel:
     """The kernel for a tile and a dtype."""
+    copies, fragments = Copies(True, True, True, 16 // ITEMSIZE[dtype]), _FRAGMENTS[dtype]
     stored, SUMS, DEPTH, SLICE, RIGHT = codec(dtype).stored, tile.sums, tile.depth, tile.slice, tile.left_slice
-    ROWS, COLUMNS, OWN_COLUMNS = tile.rows, tile.columns, own_columns(tile, COPIES)
+    ROWS, COLUMNS, OWN_COLUMNS = tile.rows, tile.columns, own_columns(tile, copies)
     FRAGMENTS_A, FRAGMENTS_B, LAST = tile.warp_rows // 4, tile.warp_columns // 4, (STAGES - 1) * SLICE
-    start, copy, advance = slicing(tile, COPIES)
-    places, multiply = multiplication(tile, dtype)
-    write = writing(tile)
+    start, copy, advance = slicing(tile, copies)
+    places, multiply = fragments.multiplication(tile, dtype)
+    write = fragments.writing(tile)
 
     def mma_weight(x, grad, out, g):
         shared, sums = cuda.shared.array(0, stored), cuda.local.array(SUMS, float32)
@@ -147,7 +151,8 @@ class MmaWeight(WeightKernel):
 
     def __init__(self, problem: ConvProblem, params: Params) -> None:
         super().__init__(problem)
-        self.tile, self.splits, self.images = _tile(params), params["splits"], _images(problem)
+        self.tile = tile_of(params["filters"], params["columns"], problem.dtype)
+        self.splits, self.images = params["splits"], _images(problem)
         self.filled = filled(problem)
         self._sum = SplitSum(problem, self.splits, self.filled)
         copied = [images.size for images in self.images if images.expected]

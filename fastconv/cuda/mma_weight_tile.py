@@ -1,8 +1,9 @@
 """The tile of a weight gradient on tensor cores: fragments of slices that lie by pixels, and sums that are written.
 
 A row of a slice has the filters of a pixel, or the channels that taps read there, as both images have them: neighbours
-in memory. ldmatrix transposes them on the way to registers. Rows are 16 bytes longer than a multiple of 128, so that
-the eight rows that it reads at once meet all banks.
+in memory. ldmatrix transposes elements of 16 bits on the way to registers; for float32, fragments are those of
+`fastconv.cuda.mma_weight_tf32`. Rows of 16-bit elements are 16 bytes longer than a multiple of 128, so that the eight
+rows that ldmatrix reads at once meet all banks.
 """
 
 from __future__ import annotations
@@ -14,19 +15,22 @@ from typing import Any
 from fastconv.cuda.mma_tile import STAGES, MmaTile, Multiplication, step
 from fastconv.cuda.ptx import load_matrices_transposed
 from fastconv.cuda.toolkit import device, int32
+from fastconv.problem import ITEMSIZE
 
-_STEP = 16  # pixels of an mma instruction
 _PAD = 8  # elements after a row
 
 
 @dataclass(frozen=True)
 class MmaWeightTile(MmaTile):
-    """Sizes of a block's tile: filters, and channels at taps; each 64 or 128."""
+    """Sizes of a block's tile: filters, and channels at taps; each 64 or 128.
 
-    @property
-    def depth(self) -> int:
-        """Pixels of a slice."""
-        return 2 * _STEP
+    Parameters
+    ----------
+    depth : int
+        Pixels of a slice, two steps of an mma instruction: 32, or 16 of float32.
+    """
+
+    depth: int
 
     @property
     def left_pitch(self) -> int:
@@ -50,7 +54,22 @@ class MmaWeightTile(MmaTile):
 
     def shared_bytes(self, dtype: str) -> int:
         """Shared memory of a block: its slices."""
-        return 2 * STAGES * self.slice
+        return ITEMSIZE[dtype] * STAGES * self.slice
+
+
+@cache
+def two_steps(tile: MmaWeightTile, add_step: Any) -> Any:
+    """The device function `multiply` of a `Multiplication`, from one that adds the products of a step."""
+    LEFT_STEP, RIGHT_STEP = tile.depth // 2 * tile.left_pitch, tile.depth // 2 * tile.right_pitch
+
+    @device
+    def multiply(shared, at, left, right, a, b, sums):
+        x, y = int32(at + left[0]), int32(at + right[0])
+        # A loop over steps would stay one, with sums in local memory.
+        add_step(shared, x, y, a, b, sums)
+        add_step(shared, int32(x + LEFT_STEP), int32(y + RIGHT_STEP), a, b, sums)
+
+    return multiply
 
 
 @cache
@@ -58,8 +77,6 @@ def multiplication(tile: MmaWeightTile, dtype: str) -> Multiplication:
     """That of a tile; `left` and `right` have one place each, that of the first step."""
     WARP_ROWS, WARP_COLUMNS, RIGHT = tile.warp_rows, tile.warp_columns, tile.left_slice
     LEFT_PITCH, RIGHT_PITCH = tile.left_pitch, tile.right_pitch
-    LEFT_STEP, RIGHT_STEP = _STEP * LEFT_PITCH, _STEP * RIGHT_PITCH
-    add_step = step(tile, dtype, load_matrices_transposed, 16)
 
     @device
     def places(thread, left, right):
@@ -68,13 +85,7 @@ def multiplication(tile: MmaWeightTile, dtype: str) -> Multiplication:
         left[0] = int32((lane % 8 + lane // 16 * 8) * LEFT_PITCH + row + lane // 8 % 2 * 8)
         right[0] = int32(RIGHT + lane % 16 * RIGHT_PITCH + column + lane // 16 * 8)
 
-    @device
-    def multiply(shared, at, left, right, a, b, sums):
-        x, y = int32(at + left[0]), int32(at + right[0])
-        add_step(shared, x, y, a, b, sums)
-        add_step(shared, int32(x + LEFT_STEP), int32(y + RIGHT_STEP), a, b, sums)
-
-    return Multiplication(places, multiply)
+    return Multiplication(places, two_steps(tile, step(tile, dtype, load_matrices_transposed, 16)))
 
 
 @cache

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
+from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 from simulator import make, on_gpu
 from support import as_format, poisoned, spread
 from test_mma import EPSILON, ROUNDED, arrays, check, exact, loaded, result, sent, stored
 
+import fastconv
 from fastconv import algorithms
 from fastconv.cuda import mma_weight
 from fastconv.cuda.weight_splits import share
@@ -79,7 +82,9 @@ WEIGHTS = [
     ("n1c16h3w3k8r1s2p0.1.2.0u2_bf16_nchw", (64, 64, 1)), ("n2c6h5w5k10r2s2g2_f16_nhwc", (64, 64, 2)),
     ("n1c3h4w3k5r3s3p1_bf16_nchw", (64, 64, 1)), ("n0c8h3w3k8r1s1_f16_nhwc", (64, 64, 1)),
     ("n1c8h6w7k8r3s3p1_f16_nhwc", (64, 128, 1)), ("n1c24h1w5k8r1s3p0.1_f16_nhwc", (128, 64, 1)),
-    ("n1c8h1w9k8r1s2_bf16_nhwc", (128, 128, 1)),
+    ("n1c8h1w9k8r1s2_bf16_nhwc", (128, 128, 1)), ("n1c4h1w4k68r1s2_tf32_nhwc", (64, 64, 1)),
+    ("n2c5h6w5k9r2s1p1.0u2.1d1.2_tf32_nhwc", (64, 64, 2)), ("n2c6h5w3k10r2s2g2_tf32_nchw", (64, 64, 1)),
+    ("n1c8h4w6k68r3s3p1_tf32_nhwc", (128, 128, 1)), ("n0c4h3w3k4r1s1_tf32_nhwc", (64, 64, 1)),
 ]  # fmt: skip
 
 
@@ -90,8 +95,30 @@ def test_weights(text: str, params: tuple[int, int, int]) -> None:
     out, target = result(replace(problem, memory_format="contiguous"), problem.weight_shape)
     kernel = make(problem, "mma", dict(zip(("filters", "columns", "splits"), params, strict=True)))
     kernel.run(sent(x, problem.dtype), sent(grad, problem.dtype), target)
-    bound = EPSILON[problem.dtype] + 2.0**-22 * max(1, problem.batch * math.prod(problem.conv_size))
+    eps = EPSILON[problem.dtype] if problem.dtype != "float32" else 0
+    bound = eps + 2.0**-22 * max(1, problem.batch * math.prod(problem.conv_size))
     np.testing.assert_allclose(loaded(out, problem.dtype), conv_weight(exact(problem), x, grad), rtol=bound, atol=bound)
+
+
+def test_float32_is_rounded_to_tf32_only_where_that_is_permitted() -> None:
+    problem = parse("n1c4h5w5k8r2s2_nhwc_wgrad_cuda")
+    generator, choose = np.random.default_rng(3), partial(fastconv.grad.conv2d_weight, algorithm="mma")
+    x, grad = (
+        as_format(generator.standard_normal(shape).astype(np.float32), "channels_last")
+        for shape in (problem.in_shape, problem.out_shape)
+    )
+    given = FakeCUDAArray(x), problem.weight_shape, FakeCUDAArray(grad)
+    with pytest.raises(ValueError, match="rounds float32 to TF32"):
+        choose(*given)
+    fastconv.set_float32_precision("tf32")
+    try:
+        found = choose(*given).copy_to_host()
+    finally:
+        fastconv.set_float32_precision("ieee")
+    expected = conv_weight(exact(problem), *(ROUNDED["float32"](a).astype(np.float64) for a in (x, grad)))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="rounds float32 to TF32"):
+        choose(*given)
 
 
 def test_weights_of_any_strides_are_the_same_in_every_run() -> None:
@@ -114,8 +141,8 @@ REFUSED = [
     ("n1c3h9w9k4r3s3_dgrad", "TF32"), ("n1c3h9w9k4r3s3_f64_dgrad", "float64"),
     ("n1c3h99w99k4r3s3u9_bf16_dgrad", "phases"), ("n1c3h99w99k4r33s3u2_bf16_dgrad", "rows"),
     ("n70000c8h64w64k1r3s3_bf16_dgrad", "2**30"), ("n6000c1h160w160k1r3s3p1_bf16_dgrad", "2**30"),
-    ("n1c3h9w9k4r3s3_tf32_wgrad", "float32"), ("n6000c1h160w160k1r3s3p1_bf16_wgrad", "2**30"),
-    ("n1c65536h9w9k65536r3s3g65536_bf16_wgrad", "groups"),
+    ("n1c3h9w9k4r3s3_wgrad", "TF32"), ("n1c3h9w9k4r3s3_f64_wgrad", "float64"),
+    ("n6000c1h160w160k1r3s3p1_bf16_wgrad", "2**30"), ("n1c65536h9w9k65536r3s3g65536_bf16_wgrad", "groups"),
 ]  # fmt: skip
 
 
@@ -125,12 +152,13 @@ def test_what_gradients_on_tensor_cores_refuse(text: str, word: str) -> None:
     assert reason is not None and word in reason
 
 
+@pytest.mark.parametrize(("kind", "depth"), [("bf16", 32), ("tf32", 16)])
 @pytest.mark.parametrize("text", ["n32c64h56w56k64r3s3p1", "n32c3h224w224k64r7s7p3u2", "n1c512h7w7k512r3s3p1"])
-def test_splits_of_weights_fill_a_gpu_and_none_is_empty(text: str) -> None:
-    problem = parse(f"{text}_bf16_wgrad_cuda")
+def test_splits_of_weights_fill_a_gpu_and_none_is_empty(text: str, kind: str, depth: int) -> None:
+    problem = parse(f"{text}_{kind}_wgrad_cuda")
     pixels = problem.batch * math.prod(problem.conv_size)
     for params in mma_weight.space(problem):
-        own = share(problem, params["splits"], 32)
+        own = share(problem, params["splits"], depth)
         assert own * (params["splits"] - 1) < pixels <= own * params["splits"]
-        assert own >= 512 or params["splits"] == 1
+        assert own >= 16 * depth or params["splits"] == 1
         assert mma_weight.cost(problem, params) > 0
