@@ -22,8 +22,8 @@ from fastconv.cuda.weight_slices import Copies
 VECTORS, CHANNELS, PLANES = Copies(True, True, True), Copies(True), Copies(False)
 STEM = Copies(True, grad_vectors=True)
 KERNELS = [
-    ((128, 128), VECTORS, 660, (8, 0)), ((128, 128), VECTORS, 660, (9, 0, "a")), ((128, 128), PLANES, 700, (9, 0, "a")),
-    ((64, 64), CHANNELS, 740, (9, 0, "a")), ((64, 32), STEM, 740, (8, 0)),
+    ((128, 128), VECTORS, 630, (8, 0)), ((128, 128), VECTORS, 640, (9, 0, "a")), ((128, 128), PLANES, 680, (9, 0, "a")),
+    ((64, 64), CHANNELS, 710, (9, 0, "a")), ((64, 32), STEM, 680, (8, 0)),
 ]  # fmt: skip
 SHARED_MEMORY = 99 << 10  # bytes of a block on the smallest GPUs that copy asynchronously, compute capability 8.6
 

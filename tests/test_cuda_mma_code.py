@@ -20,7 +20,7 @@ from fastconv.cuda.window import AVERAGE, MAX, POWERS
 
 SHARED_MEMORY = 99 << 10  # bytes of a block on the smallest GPUs that copy asynchronously, compute capability 8.6
 INSTRUCTIONS = {"float32": 4.7, "bfloat16": 3.6, "float16": 3.6}  # per multiplication, of the largest tiles
-WEIGHT_INSTRUCTIONS = {"float32": 5.4, "bfloat16": 3.3, "float16": 3.3}  # two of them round a value of TF32
+WEIGHT_INSTRUCTIONS = {"float32": 5.2, "bfloat16": 2.9, "float16": 2.9}  # two of them round a value of TF32
 
 
 @pytest.mark.parametrize("target", [(8, 0), (9, 0)], ids=str)
@@ -85,7 +85,7 @@ def test_weight_gradients_multiply_most_of_the_time(rows_columns: tuple[int, int
     assert loop.hits == 2 * tile.warp_rows // 16 * (tile.warp_columns // 8)
     if tile.sums == 128:
         assert loop.instructions / loop.hits < WEIGHT_INSTRUCTIONS[dtype]
-    assert used.stack == 0 and not any(name.startswith(("LDL", "STL")) for name in found)
+    assert used.stack <= 32 and not main_loop(text, "LDL").hits and not main_loop(text, "STL").hits
     assert used.count * tile.threads * mma.blocks_at_once(tile) <= 65536
     loads = "LDS.128" if dtype == "float32" else "LDSM.16.MT88.4"
     assert found[loads] == 2 * (tile.warp_rows + tile.warp_columns) // 16

@@ -138,7 +138,7 @@ def compiled(tile: MmaWeightTile, dtype: str) -> Kernel:
             multiply(shared, ready, left, right, a, b, sums)
             free = ready
             ready = int32(0) if ready == LAST else int32(ready + SLICE)
-            slices -= int32(1)
+            slices = int32(slices - 1)
         write(out, sums, g, thread, group, split, first_filter, first_column)
 
     array = pointer(stored)

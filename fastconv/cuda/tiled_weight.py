@@ -128,7 +128,7 @@ def compiled(tile: Tile, copies: Copies) -> Kernel:
             multiply(shared, ready, x_place, y_place, a, b, sums)
             free = ready
             ready = int32(0) if ready == (STAGES - 1) * SLICE else int32(ready + SLICE)
-            left -= int32(1)
+            left = int32(left - 1)
         cuda.syncthreads()  # nobody reads slices any more
         stash(shared, sums, thread, 0)
         cuda.syncthreads()

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from fastconv.cuda.conv_kernel import Strides, check_reach
 from fastconv.cuda.elements import divided
-from fastconv.cuda.ptx import copy_async4, copy_async16
-from fastconv.cuda.toolkit import device, int32, uint32
+from fastconv.cuda.ptx import copy_async4, copy_async16, kept
+from fastconv.cuda.toolkit import device, int32, int64, uint32
 from fastconv.cuda.weight_splits import matrix, share, tiles
 from fastconv.problem import ConvProblem
 
@@ -201,13 +201,15 @@ def _copy(tile: Any, copies: Copies) -> Any:
     @device
     def copy(shared, left_at, right_at, grad, x, g, filters, pixel, columns):
         inside = pixel[LEFT] > 0
+        first_row = pixel[ROW] if inside else int32(-(1 << 30))  # no row of taps is inside
         for t in range(OWN_FILTERS):
-            filter = int32(t * FILTER_STEP) if CHANNELS_LAST else int32(t * FILTER_STEP * g.grad_channel)
+            # In 64 bits a constant step is a part of the instruction.
+            step = int64(t * FILTER_STEP) if CHANNELS_LAST else int64(int32(t * FILTER_STEP * g.grad_channel))
             valid = inside and filters > t * FILTER_STEP
-            copy_grad(shared, int32(left_at + t * FILTER_STEP), grad, int32(pixel[GRAD] + filter), valid)
+            copy_grad(shared, int32(left_at + t * FILTER_STEP), grad, pixel[GRAD] + step, valid)
         for t in range(OWN_COLUMNS):
-            row, column = int32(pixel[ROW] + columns[t, TAP_ROW]), int32(pixel[COLUMN] + columns[t, TAP_COLUMN])
-            valid = inside and uint32(row) < uint32(g.in_height) and uint32(column) < uint32(g.in_width)
+            row, column = int32(first_row + columns[t, TAP_ROW]), int32(pixel[COLUMN] + columns[t, TAP_COLUMN])
+            valid = uint32(row) < uint32(g.in_height) and uint32(column) < uint32(g.in_width)
             copy_x(shared, int32(right_at + t * COLUMN_STEP), x, int32(pixel[X] + columns[t, ELEMENT]), valid)
 
     return copy
@@ -218,10 +220,11 @@ def _advance(tile: Any) -> Any:
 
     @device
     def advance(g, pixel):
-        pixel[LEFT] -= int32(DEPTH)
-        pixel[COLUMN] += int32(DEPTH * g.stride_w)
-        pixel[X] += g.x_slice
-        pixel[GRAD] += g.grad_slice
+        # Not kept, they would be computed again where a row ends, from copies made before.
+        pixel[LEFT] = kept(int32(pixel[LEFT] - DEPTH))
+        pixel[COLUMN] = kept(int32(pixel[COLUMN] + DEPTH * g.stride_w))
+        pixel[X] = kept(int32(pixel[X] + g.x_slice))
+        pixel[GRAD] = kept(int32(pixel[GRAD] + g.grad_slice))
         while pixel[COLUMN] >= g.columns_end:
             pixel[COLUMN] -= g.columns_end
             pixel[ROW] += g.stride_h
