@@ -71,9 +71,15 @@ class ConvKernel(DeviceKernel):
     """A convolution, or the gradient of its input: packs weights once, then runs on arrays.
 
     `launch` gets the strides of input, packed weights and result.
+
+    Attributes
+    ----------
+    maps_bytes : int
+        The part of `workspace_bytes` that is neither packed weights nor a copy of the input.
     """
 
     problem: ConvProblem
+    maps_bytes = 0
 
     def pack(self, weight: DeviceArray, bias: DeviceArray | None) -> Packed:
         """Weights (K, C/groups, R, S) and bias in the layout that `run` reads: as they are."""

@@ -49,9 +49,9 @@ def image_pixel(g, first, row):
 def gathering(tile: Tile, channels_last: bool, pixel_of: Any = image_pixel) -> Any:
     """Three device functions for a tile and a memory format, and where its rows are, as `image_pixel` says.
 
-    ``start(g, thread, first, group, pixels, terms, rows, columns)`` gives the first place in a slice that a thread
-    writes, ``copy(shared, at, x, g, pixels, terms)`` copies to there and on, ``advance(g, terms)`` goes on to the
-    next slice.
+    ``start(g, thread, first, group, first_slice, pixels, terms, rows, columns)`` begins with a slice, and gives the
+    first place that a thread writes, ``copy(shared, at, x, g, pixels, terms)`` copies to there and on,
+    ``advance(g, terms)`` goes on to the next slice.
 
     `pixels`, `terms`, and `rows` and `columns`, which only `start` needs, are local int32 arrays (`own_pixels`, 2),
     (`own_terms`, 3) and (`own_pixels`,). Neighbouring threads copy neighbours in memory: the channels of a pixel, or
@@ -69,7 +69,7 @@ def gathering(tile: Tile, channels_last: bool, pixel_of: Any = image_pixel) -> A
         return int32(thread % PIXEL_STEP), int32(thread // PIXEL_STEP)
 
     @device
-    def start(g, thread, first, group, pixels, terms, rows, columns):
+    def start(g, thread, first, group, first_slice, pixels, terms, rows, columns):
         pixel, term = own(thread)
         for p in range(OWN_PIXELS):
             n, i, j, there = pixel_of(g, first, int32(pixel + p * PIXEL_STEP))
@@ -89,7 +89,7 @@ def gathering(tile: Tile, channels_last: bool, pixel_of: Any = image_pixel) -> A
                 column = int32(columns[p] + s * g.dilation_w)
                 pixels[p, INSIDE] |= int32(1 << (_COLUMN_BIT + s)) if uint32(column) < uint32(g.in_width) else int32(0)
         for t in range(OWN_TERMS):
-            c = int32(term + t * TERM_STEP)
+            c = int32(first_slice * DEPTH + term + t * TERM_STEP)
             tap, terms[t, CHANNEL] = divided(c, g.channels)
             terms[t, ROW], terms[t, COLUMN] = divided(tap, g.taps_w)
         return int32(term * PITCH + pixel)

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from fastconv.algorithms import Params
-from fastconv.cuda import mma, tiled, wgmma
+from fastconv.cuda import mma, mma_split, tiled, tiled_split, wgmma, wgmma_split
 from fastconv.cuda.arrays import DeviceArray
 from fastconv.cuda.image_units import ImageUnits
 from fastconv.phases import Phase, phases
@@ -138,7 +138,8 @@ class InputPhases:
     def workspace_bytes(self) -> int:
         """Scratch memory of one run."""
         copied = self.images.size if self.images and self.images.expected else 0
-        return self.problem.itemsize * (copied + sum(kernel.packer.size for _, kernel in self.kernels))
+        elements = copied + sum(kernel.packer.size for _, kernel in self.kernels)
+        return self.problem.itemsize * elements + max(kernel.maps_bytes for _, kernel in self.kernels)
 
     @property
     def layout_copies(self) -> str:
@@ -156,4 +157,6 @@ class InputPhases:
             kernel.convolve(outputs(grad, phase), weight, bias, pixels(out, phase))
 
 
+by_tiled_split, by_mma_split = ByPhases(tiled_split), ByPhases(mma_split, units=True)
+by_wgmma_split = ByPhases(wgmma_split, units=True)
 by_tiled, by_mma, by_wgmma = ByPhases(tiled), ByPhases(mma, units=True), ByPhases(wgmma, units=True)

@@ -6,7 +6,6 @@ order, by a second kernel (`fastconv.cuda.sum_maps`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 
 from fastconv.algorithms import Params
@@ -18,11 +17,11 @@ from fastconv.cuda.kernel import Kernel, Launch
 from fastconv.cuda.mma_kernel import split_convolution
 from fastconv.cuda.mma_tile import MmaTile
 from fastconv.cuda.pack_units import FilterUnits
-from fastconv.cuda.sum_maps import WIDTH, MapSum
+from fastconv.cuda.sum_maps import MapSum, sum_ns
+from fastconv.cuda.term_splits import Work, unsplit, with_splits
 from fastconv.problem import ConvProblem
 
 _LEAST_SLICES = 4  # of a split: fewer would be over before the copies come fast
-_BYTE_NS = 1 / 2_000  # of maps that are written and read, mostly in the L2 cache
 
 
 def unsupported(problem: ConvProblem) -> str | None:
@@ -30,46 +29,26 @@ def unsupported(problem: ConvProblem) -> str | None:
     return mma.unsupported(problem) or unsplit(problem, space)
 
 
-def unsplit(problem: ConvProblem, space: Callable[[ConvProblem], list[Params]]) -> str | None:
-    """Why the terms of a problem cannot or need not be split, or None."""
-    if problem.out_channels // problem.groups % WIDTH:
-        return f"the filters of its groups are no multiple of {WIDTH}"
-    return None if space(problem) else "its tiles fill a large GPU, or its terms are few"
-
-
 def space(problem: ConvProblem) -> list[Params]:
     """Tiles, with two splits of their terms and as many as fill the GPU once."""
-    return with_splits(problem, mma.space(problem), _sizes)
+
+    def work(params: Params) -> Work:
+        tile = mma.tile_of(params)
+        return work_of(problem, tile, mma.blocks_at_once(tile))
+
+    return with_splits(problem, mma.space(problem), work)
 
 
-def _sizes(params: Params) -> tuple[MmaTile, int]:
-    tile = mma.tile_of(params)
-    return tile, mma.blocks_at_once(tile)
-
-
-def with_splits(
-    problem: ConvProblem, tiles: list[Params], sizes: Callable[[Params], tuple[MmaTile, int]]
-) -> list[Params]:
-    """Parameters of tiles with each number of splits that is useful; `sizes` has a tile and its blocks at once."""
-    found = []
-    for params in tiles:
-        tile, blocks = sizes(params)
-        slices = FilterUnits(problem, tile.columns, units=tile.units).slices
-        most = min(mma.PROCESSORS * blocks // max(1, mma.tiles_of(problem, tile)), slices // _LEAST_SLICES)
-        shares = {-(-slices // splits) for splits in (2, most) if 2 <= splits <= most}
-        counts = sorted(-(-slices // share) for share in shares)
-        found += [{**params, "splits": s} for s in counts if MapSum(problem, s).size < 1 << 30]
-    return found
+def work_of(problem: ConvProblem, tile: MmaTile, blocks: int) -> Work:
+    """What there is to split, of a tile of which a multiprocessor holds so many blocks."""
+    slices = FilterUnits(problem, tile.columns, units=tile.units).slices
+    return Work(mma.tiles_of(problem, tile), mma.PROCESSORS * blocks, slices, _LEAST_SLICES)
 
 
 def cost(problem: ConvProblem, params: Params) -> float:
     """Predicted time in nanoseconds on a large GPU."""
-    return mma.product_cost(problem, params, mma.pixels_of(problem), params["splits"]) + sum_ns(problem, params)
-
-
-def sum_ns(problem: ConvProblem, params: Params) -> float:
-    """That of writing and adding the maps."""
-    return mma.LAUNCH_NS + 2 * 4 * MapSum(problem, params["splits"]).size * _BYTE_NS
+    product = mma.product_cost(problem, params, mma.pixels_of(problem), params["splits"])
+    return product + sum_ns(problem, params["splits"])
 
 
 def make(problem: ConvProblem, params: Params, threads: int) -> MmaSplit:
@@ -89,7 +68,8 @@ class MmaSplit(mma.Mma):
     def __init__(self, problem: ConvProblem, params: Params) -> None:
         super().__init__(problem, params)
         self.splits, self._sum = params["splits"], MapSum(problem, params["splits"])
-        self.workspace_bytes += 4 * self._sum.size
+        self.maps_bytes = 4 * self._sum.size
+        self.workspace_bytes += self.maps_bytes
 
     def run(self, x: DeviceArray, packed: Packed, out: DeviceArray) -> None:
         """Compute `out` from `x`, by way of the maps of all splits."""

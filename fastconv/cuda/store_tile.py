@@ -25,7 +25,7 @@ def bias_of(bias, g, group, k):
 @cache
 def storing(tile: Tile) -> Any:
     """Device functions: ``stash(shared, sums, thread, first)`` puts sums[first:first + 4] of all threads, half of the
-    tile, into shared memory; ``write(shared, out, bias, g, epilogue, thread, first_pixel, first_filter, group)``
+    tile, into shared memory; ``write(shared, out, begin, bias, g, epilogue, thread, first_pixel, first_filter, group)``
     finishes and stores that half.
     """
     HALF, COLUMNS, PITCH, THREADS = tile.rows // 2, tile.columns, tile.columns + PAD, tile.threads
@@ -48,7 +48,7 @@ def storing(tile: Tile) -> Any:
         stash_row(shared, int32(at + 3 * PITCH), sums, first + 3)
 
     @device
-    def write_channels_last(shared, out, bias, g, epilogue, thread, first_pixel, first_filter, group):
+    def write_channels_last(shared, out, begin, bias, g, epilogue, thread, first_pixel, first_filter, group):
         lane = int32(thread % LANES * 4)
         k = int32(first_filter + lane)
         b0, b1 = bias_of(bias, g, group, k), bias_of(bias, g, group, k + 1)
@@ -58,7 +58,7 @@ def storing(tile: Tile) -> Any:
             if m < g.pixels and k < g.filters:
                 t0, t1, t2, t3 = shared_load4(shared, int32(row * PITCH + lane))
                 t0, t1, t2, t3 = activated4((t0 + b0, t1 + b1, t2 + b2, t3 + b3), epilogue)
-                where = int32(pixel_place(g, m) + group * g.filters + k)
+                where = int32(begin + pixel_place(g, m) + group * g.filters + k)
                 if g.vectors:
                     store4(out, where, (t0, t1, t2, t3))
                 else:
@@ -71,11 +71,11 @@ def storing(tile: Tile) -> Any:
                         out[where + 3] = t3
 
     @device
-    def write_planes(shared, out, bias, g, epilogue, thread, first_pixel, first_filter, group):
+    def write_planes(shared, out, begin, bias, g, epilogue, thread, first_pixel, first_filter, group):
         for row in range(thread % HALF, HALF, THREADS):
             m = int32(first_pixel + row)
             if m < g.pixels:
-                where = pixel_place(g, m)
+                where = int32(begin + pixel_place(g, m))
                 for column in range(thread // HALF, COLUMNS, COLUMN_STEP):
                     k = int32(first_filter + column)
                     if k < g.filters:
@@ -83,10 +83,10 @@ def storing(tile: Tile) -> Any:
                         out[int32(where + (group * g.filters + k) * g.out_channel)] = activated(value, epilogue)
 
     @device
-    def write(shared, out, bias, g, epilogue, thread, first_pixel, first_filter, group):
+    def write(shared, out, begin, bias, g, epilogue, thread, first_pixel, first_filter, group):
         if g.out_channel == 1:
-            write_channels_last(shared, out, bias, g, epilogue, thread, first_pixel, first_filter, group)
+            write_channels_last(shared, out, begin, bias, g, epilogue, thread, first_pixel, first_filter, group)
         else:
-            write_planes(shared, out, bias, g, epilogue, thread, first_pixel, first_filter, group)
+            write_planes(shared, out, begin, bias, g, epilogue, thread, first_pixel, first_filter, group)
 
     return stash, write

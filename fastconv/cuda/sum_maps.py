@@ -23,6 +23,8 @@ from fastconv.problem import ConvProblem
 
 WIDTH = 4  # filters of a thread
 _THREADS = 256
+_LAUNCH_NS = 5_000.0
+_BYTE_NS = 1 / 2_000
 
 
 class MapGeometry(NamedTuple):
@@ -128,3 +130,8 @@ class MapSum(DeviceKernel):
         numbers: tuple[int, ...] = (self.splits, pixels, lanes, *p.conv_size, *out, int(p.bias), int(vectors))
         values = (MapGeometry(*numbers), Epilogue.of(p.activation))
         return Launch(_compiled(p.dtype), (-(-pixels * lanes // _THREADS),), values)
+
+
+def sum_ns(problem: ConvProblem, splits: int) -> float:
+    """Predicted time in nanoseconds of writing and adding maps, which are mostly in the L2 cache."""
+    return _LAUNCH_NS + 2 * 4 * MapSum(problem, splits).size * _BYTE_NS

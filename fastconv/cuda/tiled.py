@@ -73,9 +73,9 @@ def make(problem: ConvProblem, params: Params, threads: int) -> Tiled:
 def accumulation(tile: Tile, channels_last: bool, pixel_of: Any = image_pixel) -> Any:
     """The device function that computes a thread's sums.
 
-    ``accumulate(shared, x, weight, g, thread, first, group, first_filter, sums, a, b, pixels, terms, rows, columns)``;
-    `first` tells `pixel_of` where the tile is, and those from `sums` on are local arrays: (8, 8), 8 and 8 of float32,
-    then what `gathering` wants.
+    ``accumulate(shared, x, weight, g, thread, first, group, first_filter, split, sums, a, b, pixels, terms, rows,
+    columns)``; `first` tells `pixel_of` where the tile is, `split` which share of the slices to multiply, and those
+    from `sums` on are local arrays: (8, 8), 8 and 8 of float32, then what `gathering` wants.
     """
     THREADS, SLICE, LEFT = tile.threads, tile.slice, tile.left_slice
     COPIES, LANES = DEPTH * tile.columns // 4 // tile.threads, tile.columns // 4
@@ -89,23 +89,27 @@ def accumulation(tile: Tile, channels_last: bool, pixel_of: Any = image_pixel) -
             copy_async16(shared, int32(at + i * THREADS * 4), weight, source, True)
 
     @device
-    def accumulate(shared, x, weight, g, thread, first, group, first_filter, sums, a, b, pixels, terms, rows, columns):
+    def accumulate(
+        shared, x, weight, g, thread, first, group, first_filter, split, sums, a, b, pixels, terms, rows, columns
+    ):
         for i in range(8):
             for j in range(8):
                 sums[i, j] = float32(0)
-        left_place = start(g, thread, first, group, pixels, terms, rows, columns)
+        first_slice = int32(split * g.share)
+        left = min(g.share, int32(g.slices - first_slice))
+        left_place = start(g, thread, first, group, first_slice, pixels, terms, rows, columns)
         right_place = int32(LEFT + thread * 4)
-        element = int32((group * g.slices * DEPTH + thread // LANES) * g.padded_filters)
+        element = int32(((group * g.slices + first_slice) * DEPTH + thread // LANES) * g.padded_filters)
         element = int32(element + first_filter + thread % LANES * 4)
         for stage in range(STAGES - 1):
-            if stage < g.slices:
+            if stage < left:
                 copy(shared, int32(stage * SLICE + left_place), x, g, pixels, terms)
                 copy_weights(shared, int32(stage * SLICE + right_place), weight, element, g)
                 advance(g, terms)
             element += int32(DEPTH * g.padded_filters)
             commit()
         x_place, y_place = place(thread)
-        left, ready, free = g.slices, int32(0), int32((STAGES - 1) * SLICE)
+        ready, free = int32(0), int32((STAGES - 1) * SLICE)
         while left > 0:
             wait(_ARRIVING)
             cuda.syncthreads()  # the slice is there for all, and the one before it is no longer read
@@ -138,19 +142,21 @@ def compiled(tile: Tile, channels_last: bool) -> Kernel:
         a, b = cuda.local.array(8, float32), cuda.local.array(8, float32)
         pixels, terms = cuda.local.array((PIXELS, 2), int32), cuda.local.array((TERMS, 3), int32)
         rows, columns = cuda.local.array(PIXELS, int32), cuda.local.array(PIXELS, int32)
-        thread, group = int32(cuda.threadIdx.x), int32(cuda.blockIdx.z)
+        thread, split, group = int32(cuda.threadIdx.x), int32(cuda.blockIdx.y), int32(cuda.blockIdx.z)
+        begin = int32(split * g.pixels * g.out_column)  # one map behind the other
         pixel_tile, filter_tile = tile_of_block(g, int32(cuda.blockIdx.x))
         first_pixel, first_filter = int32(pixel_tile * ROWS), int32(filter_tile * COLUMNS)
         accumulate(
-            shared, x, weight, g, thread, first_pixel, group, first_filter, sums, a, b, pixels, terms, rows, columns
-        )
+            shared, x, weight, g, thread, first_pixel, group, first_filter, split, sums, a, b, pixels, terms, rows,
+            columns,
+        )  # fmt: skip
         stash(shared, sums, thread, 0)
         cuda.syncthreads()
-        write(shared, out, bias, g, epilogue, thread, first_pixel, first_filter, group)
+        write(shared, out, begin, bias, g, epilogue, thread, first_pixel, first_filter, group)
         cuda.syncthreads()
         stash(shared, sums, thread, 4)
         cuda.syncthreads()
-        write(shared, out, bias, g, epilogue, thread, int32(first_pixel + ROWS // 2), first_filter, group)
+        write(shared, out, begin, bias, g, epilogue, thread, int32(first_pixel + ROWS // 2), first_filter, group)
 
     array = pointer(float32)
     kinds = (array, array, array, array, numbers(int32, WalkGeometry), numbers(float32, Epilogue))
@@ -182,9 +188,14 @@ class Tiled(ConvKernel):
 
     def _launch(self, x: Strides, out: Strides, vectors: bool) -> Launch:
         p, tile = self.problem, self.tile
-        tiles = -(-p.batch * math.prod(p.conv_size) // tile.rows) * (self.packer.columns // tile.columns)
         values = (self.geometry(x, out, vectors), Epilogue.of(p.activation))
-        return Launch(compiled(tile, x[1] == 1), (tiles, 1, p.groups), values, tile.shared_bytes)
+        return Launch(compiled(tile, x[1] == 1), (self.tiles, 1, p.groups), values, tile.shared_bytes)
+
+    @property
+    def tiles(self) -> int:
+        """Of all pixels, and of a group's filters."""
+        pixels = self.problem.batch * math.prod(self.problem.conv_size)
+        return -(-pixels // self.tile.rows) * (self.packer.columns // self.tile.columns)
 
     def geometry(self, x: Strides, out: Strides, vectors: bool) -> WalkGeometry:
         """The walk over images with these strides; `vectors` says that results can be stored by 16 bytes."""

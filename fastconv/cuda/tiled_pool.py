@@ -67,7 +67,9 @@ def compiled(tile: Tile, channels_last: bool, mode: int) -> Kernel:
         patch_tile, filter_tile = tile_of_block(g, int32(cuda.blockIdx.x))
         first_patch, first_filter = int32(patch_tile * patches.per_tile), int32(filter_tile * COLUMNS)
         first = (patches, window, first_patch)
-        accumulate(shared, x, weight, g, thread, first, group, first_filter, sums, a, b, pixels, terms, rows, columns)
+        accumulate(
+            shared, x, weight, g, thread, first, group, first_filter, int32(0), sums, a, b, pixels, terms, rows, columns
+        )
         stash(shared, bias, g, epilogue, sums, thread, 0, first_filter, group)
         cuda.syncthreads()
         write(shared, out, g, patches, window, norm, thread, first_patch, first_filter, group)

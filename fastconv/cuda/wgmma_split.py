@@ -8,6 +8,8 @@ from fastconv.algorithms import Params
 from fastconv.cuda import mma, mma_split, wgmma
 from fastconv.cuda.kernel import Kernel
 from fastconv.cuda.mma_kernel import split_convolution
+from fastconv.cuda.sum_maps import sum_ns
+from fastconv.cuda.term_splits import Work, unsplit, with_splits
 from fastconv.cuda.wgmma import CAPABILITY, WgmmaTile
 from fastconv.problem import ConvProblem
 
@@ -16,23 +18,23 @@ __all__ = ["CAPABILITY", "cost", "make", "space", "unsupported"]
 
 def unsupported(problem: ConvProblem) -> str | None:
     """Why this algorithm cannot compute `problem`, or None if it can."""
-    return wgmma.unsupported(problem) or mma_split.unsplit(problem, space)
+    return wgmma.unsupported(problem) or unsplit(problem, space)
 
 
 def space(problem: ConvProblem) -> list[Params]:
     """Those of `fastconv.cuda.wgmma` whose terms can be split."""
 
-    def sizes(params: Params) -> tuple[WgmmaTile, int]:
+    def work(params: Params) -> Work:
         tile = wgmma.tile_of(params)
-        return tile, tile.blocks_at_once(problem.dtype)
+        return mma_split.work_of(problem, tile, tile.blocks_at_once(problem.dtype))
 
-    return mma_split.with_splits(problem, wgmma.space(problem), sizes)
+    return with_splits(problem, wgmma.space(problem), work)
 
 
 def cost(problem: ConvProblem, params: Params) -> float:
     """Predicted time in nanoseconds on an H100."""
     product = wgmma.product_cost(problem, params, mma.pixels_of(problem), params["splits"])
-    return product + mma_split.sum_ns(problem, params)
+    return product + sum_ns(problem, params["splits"])
 
 
 def make(problem: ConvProblem, params: Params, threads: int) -> WgmmaSplit:

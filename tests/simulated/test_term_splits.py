@@ -1,4 +1,4 @@
-"""Convolution on tensor cores whose terms are split, against the float64 oracle."""
+"""Convolution whose terms are split over blocks, against the float64 oracle."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 from simulator import make, on_gpu
 from support import poisoned
-from test_mma import arrays, check, exact, result, sent
+from test_mma import ROUNDED, arrays, check, exact, result, sent
+from test_mma_gradients import given
 
 from fastconv import algorithms
-from fastconv.cuda import mma_split, wgmma_split
+from fastconv.cuda import mma_split, tiled_split, wgmma_split
 from fastconv.cuda.mma_split import MmaSplit
 from fastconv.descriptor import parse
 from fastconv.problem import ConvProblem
 from fastconv.reference import convolve
+from fastconv.reference_backward import conv_input
 
 MMA, WGMMA = {"pixels": 64, "filters": 64}, {"pixels": 128, "filters": 64, "stages": 4}
 # Splits that begin within a tap, a block of channels, or behind a row of taps; the last one shorter; one slice each.
@@ -51,6 +53,22 @@ def test_so_they_do_on_hopper_gpus(text: str, splits: int, bulk: int) -> None:
     run(parse(f"{text}_cuda"), "wgmma_split", {**WGMMA, "bulk": bulk, "splits": splits})
 
 
+INPUTS = [("n1c12h3w4k96r3s3p1u1.2_bf16_nhwc", "mma_split"), ("n2c8h3w2k64r3s3p1_tf32_nchw", "wgmma_split"),
+          ("n1c8h3w4k96r3s3p1u1.2_f32_nhwc", "tiled_split")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "name"), INPUTS)
+def test_gradients_of_inputs(text: str, name: str) -> None:
+    problem = replace(parse(f"{text}_dgrad_cuda"), bias=True)
+    _, weight, grad = given(problem)
+    bias = ROUNDED["bfloat16"](np.random.default_rng(2).standard_normal(problem.in_channels)).astype(np.float32)
+    out, target = result(problem, problem.in_shape)
+    kernel = make(problem, name)
+    assert kernel.workspace_bytes > 4 * kernel.kernels[0][1].splits * out.size // 2  # maps of half of the columns
+    kernel.convolve(*(sent(a, problem.dtype) for a in (grad, weight, bias)), target)
+    check(out, conv_input(exact(problem), grad, weight) + bias[:, None, None], problem)
+
+
 def test_arrays_of_any_strides() -> None:
     problem = parse("n2c32h3w4k12r3s3p1_tf32_nhwc_bias_relu_cuda")
     x, weight, bias = arrays(problem)
@@ -64,23 +82,24 @@ def test_arrays_of_any_strides() -> None:
         out.check()
 
 
-@pytest.mark.parametrize("module", [mma_split, wgmma_split])
-def test_terms_are_split_where_tiles_are_few(module: object) -> None:
-    few = parse("n32c512h7w7k512r3s3p1_bf16_nhwc_cuda")
+@pytest.mark.parametrize(("module", "kind"), [(mma_split, "bf16"), (wgmma_split, "bf16"), (tiled_split, "f32")])
+def test_terms_are_split_where_tiles_are_few(module: object, kind: str) -> None:
+    few = parse(f"n8c512h7w7k512r3s3p1_{kind}_nhwc_cuda")
     found = module.space(few)
-    assert {params["splits"] for params in found} >= {2} and module.unsupported(few) is None
-    for params in found:
-        assert module.cost(few, params) > 0
-    for text in ("n32c64h56w56k64r3s3p1_bf16", "n1c8h7w7k8r1s1_bf16", "n32c512h7w7k510r3s3p1_bf16"):
-        assert module.unsupported(parse(f"{text}_nhwc_cuda"))
+    assert {params["splits"] for params in found} > {2} and module.unsupported(few) is None
+    assert all(module.cost(few, params) > 0 for params in found)
+    for text in ("n32c64h56w56k64r3s3p1", "n1c8h7w7k8r1s1", "n8c512h7w7k510r3s3p1"):
+        assert module.unsupported(parse(f"{text}_{kind}_nhwc_cuda"))
 
 
-def test_a_single_image_of_many_channels_is_split() -> None:
-    problem = parse("n1c512h7w7k512r3s3p1_bf16_nhwc_cuda")
-    best = {name: min(cost(problem, name)) for name in ("mma", "mma_split", "wgmma", "wgmma_split")}
-    assert best["mma_split"] < best["mma"] / 2 and best["wgmma_split"] < best["wgmma"] / 1.5
+@pytest.mark.parametrize(("name", "kind"), [("mma", "bf16"), ("wgmma", "bf16"), ("tiled", "f32")])
+def test_a_single_image_of_many_channels_is_split(name: str, kind: str) -> None:
+    problem = parse(f"n1c512h7w7k512r3s3p1_{kind}_nhwc_cuda")
+    whole, split = (min(costs(problem, each)) for each in (name, f"{name}_split"))
+    assert split < whole / 1.5
 
 
-def cost(problem: ConvProblem, name: str) -> list[float]:
+def costs(problem: ConvProblem, name: str) -> list[float]:
+    """Predicted times of an algorithm."""
     code = algorithms.module("conv", name, "cuda")
     return [code.cost(problem, params) for params in code.space(problem)]
