@@ -20,6 +20,7 @@ ODD = [
 KINDS = ("f32", "tf32", "bf16", "f16")  # words of descriptors: what is multiplied
 SECTIONS = {
     "ResNet-50": (("f32", "tf32", "bf16"), DIRECTIONS),
+    "one image": (("f32", "bf16"), DIRECTIONS[:1]),
     "depthwise": (("f32", "bf16"), DIRECTIONS),
     "fused": (("f32", "tf32", "bf16"), DIRECTIONS[:1]),
 }
@@ -55,9 +56,9 @@ def to_check(few: bool = False) -> Iterator[ConvProblem]:
 
 
 def layers(section: str, batch: int) -> list[ConvProblem]:
-    """The problems of a section, channels-last."""
-    if section == "ResNet-50":
-        return networks.problems("resnet50", batch)
+    """The problems of a section, channels-last; one image is of ResNet-50."""
+    if section in ("ResNet-50", "one image"):
+        return networks.problems("resnet50", batch if section == "ResNet-50" else 1)
     if section == "depthwise":
         found = [p for p in networks.problems("mobilenet_v2", batch) if p.groups > 1]
         return found + [parse(f"n{batch}{text}_nhwc") for text in GROUPED]
