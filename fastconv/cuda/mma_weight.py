@@ -26,6 +26,7 @@ from fastconv.cuda.product_cost import LAUNCH_NS, PROCESSORS
 from fastconv.cuda.ptx import commit, wait
 from fastconv.cuda.sum_splits import SplitSum
 from fastconv.cuda.toolkit import cuda, float32, int32, numbers, pointer, uint32
+from fastconv.cuda.units import joined
 from fastconv.cuda.weight_slices import COLUMN_FIELDS, PIXEL_FIELDS, Copies, WeightGeometry, own_columns, slicing
 from fastconv.cuda.weight_splits import matrix, share, tiles, useful_splits
 from fastconv.problem import ITEMSIZE, ConvProblem
@@ -51,7 +52,8 @@ def unsupported(problem: ConvProblem) -> str | None:
 def filled(problem: ConvProblem) -> ConvProblem:
     """The problem of images as the kernel reads them: groups with whole units of channels and of filters."""
     images, grads = _images(problem)
-    return replace(problem, in_channels=images.channels, out_channels=grads.channels, memory_format="channels_last")
+    units = joined(problem)
+    return replace(units, in_channels=images.channels, out_channels=grads.channels, memory_format="channels_last")
 
 
 def _images(problem: ConvProblem) -> tuple[ImageUnits, ImageUnits]:

@@ -12,6 +12,7 @@ from fastconv.cuda.codec import codec
 from fastconv.cuda.conv_kernel import DeviceKernel, Strides, WeightKernel
 from fastconv.cuda.kernel import Kernel, Launch
 from fastconv.cuda.toolkit import cuda, float32, int64, numbers, pointer
+from fastconv.cuda.units import join_of
 from fastconv.problem import ConvProblem
 
 _THREADS = 256
@@ -22,7 +23,7 @@ class SumGeometry(NamedTuple):
     """Sizes of weights (K, C, R, S) and their strides in elements.
 
     Filters are those of a group; where sums lie, a group has `sum_filters` of them, a filter `sum_channels` channels,
-    and a split has `sums`.
+    and a split has `sums`. There a row has `sum_columns` taps, of so many `pixels` with all channels of each.
     """
 
     splits: int
@@ -34,6 +35,8 @@ class SumGeometry(NamedTuple):
     sums: int
     sum_filters: int
     sum_channels: int
+    sum_columns: int
+    pixels: int
     w_filter: int
     w_channel: int
     w_row: int
@@ -52,8 +55,8 @@ def _compiled(dtype: str) -> Kernel:
         c, tap = index % g.channels, index // g.channels
         s, rest = tap % g.kernel_w, tap // g.kernel_w
         r, k = rest % g.kernel_h, rest // g.kernel_h
-        at = ((k // g.filters * g.sum_filters + k % g.filters) * g.kernel_h + r) * g.kernel_w + s
-        at = at * g.sum_channels + c
+        at = ((k // g.filters * g.sum_filters + k % g.filters) * g.kernel_h + r) * g.sum_columns + s // g.pixels
+        at = at * g.sum_channels + s % g.pixels * g.channels + c
         total = float32(0)
         if index < g.weights:
             while split < g.splits:
@@ -78,7 +81,8 @@ class SplitSum(DeviceKernel):
     problem : ConvProblem
     splits : int
     filled : ConvProblem, optional
-        The problem whose sums they are, with groups filled up to more channels and filters, if it is another.
+        The problem whose sums they are, if it is another: groups filled up to more channels and filters, pixels that
+        share units (`fastconv.cuda.units`).
 
     Attributes
     ----------
@@ -107,7 +111,11 @@ class SplitSum(DeviceKernel):
         _, out = strides
         p, filled = self.problem, self.filled
         weights, filters = math.prod(p.weight_shape), p.out_channels // p.groups
-        sums = math.prod(filled.weight_shape), filled.out_channels // p.groups, filled.weight_shape[1]
+        join = join_of(p) if self.filled is not p else None
+        sums: tuple[int, ...] = (
+            math.prod(filled.weight_shape), filled.out_channels // p.groups, filled.weight_shape[1],
+            filled.kernel_size[1], join.pixels if join else 1,
+        )  # fmt: skip
         values = (SumGeometry(self.splits, weights, filters, *p.weight_shape[1:], *sums, *out),)
         return Launch(_compiled(p.dtype), (-(-weights // _WEIGHTS),), values)
 

@@ -53,9 +53,9 @@ class Join(NamedTuple):
 
 @lru_cache
 def join_of(problem: ConvProblem) -> Join | None:
-    """That of a forward convolution of few channels: as few pixels as make a row of taps fewest units."""
+    """That of images of few channels, or None: as few pixels as make a row of taps fewest units."""
     taps, fitting = problem.kernel_size[1], width_of(problem) // problem.weight_shape[1]
-    if problem.direction != "forward" or min(fitting, taps) < 2:
+    if problem.direction == "backward_input" or min(fitting, taps) < 2:
         return None
     units = -(-taps // fitting)
     pixels, apart, stride = -(-taps // units), problem.dilation[1], problem.stride[1]
@@ -80,6 +80,10 @@ def joined(problem: ConvProblem) -> ConvProblem:
 
 
 def tail_of(problem: ConvProblem) -> int:
-    """Units of a row from one for any taps to its copy for the last taps; 0 if there is no such copy."""
+    """Units of a row from one for any taps to its copy for the last taps; 0 if there is no such copy.
+
+    Gradients of weights need none: what no tap reads has sums of its own, which nobody reads.
+    """
     join = join_of(problem)
-    return joined(problem).in_size[1] if join and join.last < join.pixels else 0
+    needed = join is not None and join.last < join.pixels and problem.direction == "forward"
+    return joined(problem).in_size[1] if needed else 0

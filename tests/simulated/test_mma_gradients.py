@@ -84,6 +84,9 @@ WEIGHTS = [
     ("n1c8h6w7k8r3s3p1_f16_nhwc", (64, 128, 1)), ("n1c24h1w5k8r1s3p0.1_f16_nhwc", (128, 64, 1)),
     ("n1c8h1w9k8r1s2_bf16_nhwc", (128, 128, 1)), ("n1c4h1w4k68r1s2_tf32_nhwc", (64, 64, 1)),
     ("n2c5h6w5k9r2s1p1.0u2.1d1.2_tf32_nhwc", (64, 64, 2)), ("n2c6h5w3k10r2s2g2_tf32_nchw", (64, 64, 1)),
+    # Pixels that share units, of which the last tap leaves some, with gaps, and in groups.
+    ("n1c3h7w9k8r7s7p3u2_bf16_nhwc", (64, 64, 1)), ("n1c1h5w9k5r3s5p1.2u1.3_tf32_nchw", (64, 64, 1)),
+    ("n2c4h4w7k6r3s5p0.1.2.1d1.2g2_f16_nhwc", (64, 64, 2)), ("n0c1h3w5k4r1s3_bf16_nhwc", (64, 64, 1)),
     ("n1c8h4w6k68r3s3p1_tf32_nhwc", (128, 128, 1)), ("n0c4h3w3k4r1s1_tf32_nhwc", (64, 64, 1)),
 ]  # fmt: skip
 
