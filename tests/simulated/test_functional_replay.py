@@ -59,6 +59,17 @@ def test_calls_on_other_arrays(algorithm: str, precision: str, pool: Any, format
         assert len(replays) == seed
 
 
+@pytest.mark.parametrize(("algorithm", "precision"), [("tiled_split", "ieee"), ("mma_split", "tf32")])
+def test_sums_of_split_terms_are_new_in_each_call(algorithm: str, precision: str, replays: list[Replay]) -> None:
+    fastconv.set_float32_precision(precision)
+    random = np.random.default_rng(0)
+    for seed in range(3):
+        hosts = [random.integers(-8, 8, shape).astype("float32") / 8 for shape in ((1, 32, 3, 4), (8, 32, 3, 3), (8,))]
+        expected = fastconv.conv2d(*hosts, padding=1)
+        check(lambda *given: fastconv.conv2d(*given, padding=1, algorithm=algorithm), hosts, expected)
+        assert len(replays) == seed
+
+
 @pytest.mark.parametrize(("algorithm", "precision"), [("tiled", "ieee"), ("mma", "tf32")])
 def test_a_plan_keeps_its_weights(algorithm: str, precision: str, replays: list[Replay]) -> None:
     fastconv.set_float32_precision(precision)
