@@ -13,7 +13,8 @@ from fastconv.cuda import reference
 from fastconv.problem import ConvProblem
 
 _MOST_FLOPS = 1 << 24
-_LAUNCH_NS, _TERM_NS = 5_000.0, 20.0  # a thread's terms follow each other
+_LAUNCH_NS, _TERM_NS, _BYTE_NS = 5_000.0, 20.0, 0.0003  # a thread's terms follow each other
+_AT_ONCE = 132 * 1024  # threads of a large GPU
 
 space, make = reference.space, reference.make
 
@@ -25,5 +26,6 @@ def unsupported(problem: ConvProblem) -> str | None:
 
 def cost(problem: ConvProblem, params: Params) -> float:
     """Predicted time in nanoseconds on a large GPU."""
-    terms = math.prod(problem.weight_shape[1:])
-    return _LAUNCH_NS + terms * _TERM_NS * (math.prod(problem.pool.kernel_size) if problem.pool else 1)
+    terms = math.prod(problem.weight_shape[1:]) * (math.prod(problem.pool.kernel_size) if problem.pool else 1)
+    waves = math.ceil(math.prod(problem.out_shape) / _AT_ONCE)
+    return _LAUNCH_NS + problem.bytes * _BYTE_NS + terms * _TERM_NS * waves
