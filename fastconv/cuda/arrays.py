@@ -341,4 +341,4 @@ def scratch(size: int, like: DeviceArray, dtype: str | None = None) -> DeviceArr
     assert library is not None
     storage = "int16" if dtype in ("float16", "bfloat16") else dtype  # kernels see their bits
     made = library.describe(library.new((size,), (1,), storage, like.owner))
-    return made if storage == dtype else replace(made, dtype=dtype)
+    return replace(made, dtype=dtype, stream=like.stream)  # of most libraries, new arrays are on stream 0

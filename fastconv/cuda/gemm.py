@@ -27,7 +27,7 @@ class Tile:
     Parameters
     ----------
     rows, columns : int
-        Multiples of 32, with 32 to 256 threads.
+        Multiples of 16, with 32 to 256 threads.
     right_pad : int, default 0
         Elements after the columns of a term, `PAD` where lanes write different terms.
     """

@@ -15,6 +15,7 @@ from fastconv.algorithms import Params
 from fastconv.cuda import mma, mma_split, tiled, tiled_split, wgmma, wgmma_split
 from fastconv.cuda.arrays import DeviceArray
 from fastconv.cuda.image_units import ImageUnits
+from fastconv.cuda.product_cost import LAUNCH_NS
 from fastconv.phases import Phase, phases
 from fastconv.problem import ConvProblem
 from fastconv.sizes import Pair
@@ -67,6 +68,8 @@ class ByPhases:
     forward : module
     units : bool, default False
         Whether it reads images by units of 16 bytes: one copy of the gradient serves all phases.
+    whole : module, optional
+        What computes phases whose terms are too few for `forward` to split.
 
     Attributes
     ----------
@@ -74,8 +77,8 @@ class ByPhases:
         That of the forward one.
     """
 
-    def __init__(self, forward: ModuleType, units: bool = False) -> None:
-        self.forward, self.units = forward, units
+    def __init__(self, forward: ModuleType, units: bool = False, whole: ModuleType | None = None) -> None:
+        self.forward, self.units, self.whole = forward, units, whole or forward
         self.CAPABILITY: Pair | None = getattr(forward, "CAPABILITY", None)
 
     def unsupported(self, problem: ConvProblem) -> str | None:
@@ -86,23 +89,28 @@ class ByPhases:
             return reason
         if self.units and self._images(problem).size >= 1 << 30:
             return "a copy of its gradient with whole units has 2**30 elements or more"
-        reasons = (self.forward.unsupported(convolution(problem, phase)) for phase in phases(problem))
+        (_, first), *rest = self._parts(problem)
+        reasons = (self.forward.unsupported(first), *(self.whole.unsupported(part) for _, part in rest))
         return next((reason for reason in reasons if reason), None)
 
     def space(self, problem: ConvProblem) -> list[Params]:
-        """Those of a phase's convolution, whose filters are the channels of the input."""
-        return self.forward.space(convolution(problem, phases(problem)[0]))
+        """Those of the phase of most taps, whose filters are the channels of the input."""
+        return self.forward.space(self._parts(problem)[0][1])
 
     def cost(self, problem: ConvProblem, params: Params) -> float:
         """Predicted time in nanoseconds on a large GPU, of one phase after the other."""
-        copied = mma.copy_ns(self._images(problem)) if self.units else 0.0
-        return copied + sum(self.forward.cost(self._copied(problem, phase), params) for phase in phases(problem))
+        total = mma.copy_ns(self._images(problem)) if self.units else 0.0
+        for phase, part in self._parts(problem):
+            module, own = self._chosen(phase, part, params)
+            total += module.cost(part, own) if phase.problem else LAUNCH_NS
+        return total
 
     def make(self, problem: ConvProblem, params: Params, threads: int) -> InputPhases:
         """The kernel of a problem; `threads` are of the CPU and change nothing."""
         kernels = []
-        for phase in phases(problem):
-            kernel = self.forward.make(self._copied(problem, phase), params, threads)
+        for phase, part in self._parts(problem):
+            module, own = self._chosen(phase, part, params)
+            kernel = module.make(part, own, threads)
             taps = phase.rows.taps, phase.columns.taps
             kernel.packer = kernel.packer.of_phase(problem, taps)
             kernels.append((phase, kernel))
@@ -112,12 +120,19 @@ class ByPhases:
         """What copies the gradient."""
         return ImageUnits(problem, problem.out_shape)
 
-    def _copied(self, problem: ConvProblem, phase: Phase) -> ConvProblem:
-        """A phase's convolution of the gradient as its kernel reads it."""
-        found = convolution(problem, phase)
+    def _parts(self, problem: ConvProblem) -> list[tuple[Phase, ConvProblem]]:
+        """The phases, each with its convolution of the gradient as its kernel reads it."""
+        found = [(phase, convolution(problem, phase)) for phase in phases(problem)]
         if not self.units:
             return found
-        return replace(found, memory_format="channels_last", in_channels=self._images(problem).channels)
+        channels = self._images(problem).channels
+        return [(phase, replace(p, memory_format="channels_last", in_channels=channels)) for phase, p in found]
+
+    def _chosen(self, phase: Phase, part: ConvProblem, params: Params) -> tuple[ModuleType, Params]:
+        """What computes a phase, and its parameters."""
+        if self.forward is self.whole or (phase.problem and self.forward.unsupported(part) is None):
+            return self.forward, params
+        return self.whole, {name: value for name, value in params.items() if name != "splits"}
 
 
 class InputPhases:
@@ -157,6 +172,6 @@ class InputPhases:
             kernel.convolve(outputs(grad, phase), weight, bias, pixels(out, phase))
 
 
-by_tiled_split, by_mma_split = ByPhases(tiled_split), ByPhases(mma_split, units=True)
-by_wgmma_split = ByPhases(wgmma_split, units=True)
+by_tiled_split, by_mma_split = ByPhases(tiled_split, whole=tiled), ByPhases(mma_split, units=True, whole=mma)
+by_wgmma_split = ByPhases(wgmma_split, units=True, whole=wgmma)
 by_tiled, by_mma, by_wgmma = ByPhases(tiled), ByPhases(mma, units=True), ByPhases(wgmma, units=True)

@@ -22,6 +22,7 @@ from fastconv.cuda.kernel import MOST_BLOCKS, Kernel, Launch
 from fastconv.cuda.mma_kernel import Product, convolution
 from fastconv.cuda.mma_tile import STAGES, MmaTile, multiplication, placing
 from fastconv.cuda.pack_units import FilterUnits
+from fastconv.cuda.product_cost import LAUNCH_NS, PROCESSORS
 from fastconv.cuda.ptx import commit, copy_async16, wait
 from fastconv.cuda.toolkit import cuda, device, float32, int32, uint32
 from fastconv.cuda.units import joined, padded_channels, tail_of, width_of
@@ -31,9 +32,7 @@ from fastconv.problem import ITEMSIZE, ConvProblem
 TILES = [(128, 128), (128, 64), (64, 64)]
 _ARRIVING = STAGES - 2
 _LARGEST = (256, 8)  # filters of a tile and units of a row, those of wgmma included
-LAUNCH_NS = 5_000.0
 _COPY_NS = 1 / 1_000  # a byte, read and written
-PROCESSORS = 132
 
 
 class Rates(NamedTuple):

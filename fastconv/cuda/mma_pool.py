@@ -6,6 +6,7 @@ What is pooled has the type of the result, as if the unpooled map had been writt
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 from fastconv.algorithms import Params
@@ -16,8 +17,11 @@ from fastconv.cuda.kernel import Kernel, Launch
 from fastconv.cuda.mma_kernel import pooled_convolution
 from fastconv.cuda.mma_tile import MmaTile
 from fastconv.cuda.patches import fitting, patch_pixel, patches_in, unsupported_pooling
+from fastconv.cuda.product_cost import CAUTION
 from fastconv.cuda.window import Norm, Window, mode_of
 from fastconv.problem import ConvProblem
+
+_TAP_NS = 0.0002  # about six instructions, on all lanes of a large GPU
 
 
 def unsupported(problem: ConvProblem) -> str | None:
@@ -32,7 +36,13 @@ def space(problem: ConvProblem) -> list[Params]:
 
 def cost(problem: ConvProblem, params: Params) -> float:
     """Predicted time in nanoseconds on a large GPU: with what neighbouring patches compute twice."""
-    return mma.product_cost(problem, params, rows_of(problem, params))
+    return CAUTION * (mma.product_cost(problem, params, rows_of(problem, params)) + pooling_ns(problem))
+
+
+def pooling_ns(problem: ConvProblem) -> float:
+    """That of reducing windows: some instructions for each element of each window."""
+    assert problem.pool is not None
+    return math.prod(problem.out_shape) * math.prod(problem.pool.kernel_size) * _TAP_NS
 
 
 def rows_of(problem: ConvProblem, params: Params) -> int:

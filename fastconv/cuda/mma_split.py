@@ -10,15 +10,15 @@ from functools import cache
 
 from fastconv.algorithms import Params
 from fastconv.cuda import mma
-from fastconv.cuda.arrays import DeviceArray
-from fastconv.cuda.conv_kernel import Packed, Strides
+from fastconv.cuda.conv_kernel import Strides
 from fastconv.cuda.geometry import Epilogue
 from fastconv.cuda.kernel import Kernel, Launch
 from fastconv.cuda.mma_kernel import split_convolution
 from fastconv.cuda.mma_tile import MmaTile
 from fastconv.cuda.pack_units import FilterUnits
-from fastconv.cuda.sum_maps import MapSum, sum_ns
-from fastconv.cuda.term_splits import Work, unsplit, with_splits
+from fastconv.cuda.product_cost import CAUTION, multiprocessors
+from fastconv.cuda.sum_maps import sum_ns
+from fastconv.cuda.term_splits import TermSplit, Work, unsplit, with_splits
 from fastconv.problem import ConvProblem
 
 _LEAST_SLICES = 4  # of a split: fewer would be over before the copies come fast
@@ -36,19 +36,19 @@ def space(problem: ConvProblem) -> list[Params]:
         tile = mma.tile_of(params)
         return work_of(problem, tile, mma.blocks_at_once(tile))
 
-    return with_splits(problem, mma.space(problem), work)
+    return with_splits(mma.space(problem), work)
 
 
 def work_of(problem: ConvProblem, tile: MmaTile, blocks: int) -> Work:
     """What there is to split, of a tile of which a multiprocessor holds so many blocks."""
     slices = FilterUnits(problem, tile.columns, units=tile.units).slices
-    return Work(mma.tiles_of(problem, tile), mma.PROCESSORS * blocks, slices, _LEAST_SLICES)
+    return Work(mma.tiles_of(problem, tile), multiprocessors() * blocks, slices, _LEAST_SLICES)
 
 
 def cost(problem: ConvProblem, params: Params) -> float:
     """Predicted time in nanoseconds on a large GPU."""
     product = mma.product_cost(problem, params, mma.pixels_of(problem), params["splits"])
-    return product + sum_ns(problem, params["splits"])
+    return CAUTION * (product + sum_ns(problem, params["splits"]))
 
 
 def make(problem: ConvProblem, params: Params, threads: int) -> MmaSplit:
@@ -62,20 +62,8 @@ def compiled(tile: MmaTile, dtype: str) -> Kernel:
     return split_convolution(mma.product(tile, dtype))
 
 
-class MmaSplit(mma.Mma):
+class MmaSplit(TermSplit, mma.Mma):
     """Forward convolution on tensor cores whose terms are split."""
-
-    def __init__(self, problem: ConvProblem, params: Params) -> None:
-        super().__init__(problem, params)
-        self.splits, self._sum = params["splits"], MapSum(problem, params["splits"])
-        self.maps_bytes = 4 * self._sum.size
-        self.workspace_bytes += self.maps_bytes
-
-    def run(self, x: DeviceArray, packed: Packed, out: DeviceArray) -> None:
-        """Compute `out` from `x`, by way of the maps of all splits."""
-        partial = self._sum.scratch(x)
-        super().run(x, (packed[0], None), partial)
-        self._sum.start((partial, out), (packed[1],))
 
     def launch(self, *strides: Strides) -> Launch:
         x, _, maps = strides
@@ -83,10 +71,8 @@ class MmaSplit(mma.Mma):
 
     def _launch(self, x: Strides, out: Strides, vectors: bool) -> Launch:
         p, tile = self.problem, self.tile
-        g = self.geometry(x, out, vectors)
-        g = g._replace(has_bias=0, share=-(-g.slices // self.splits))
         tiles, _, groups = self.grid(-(-mma.pixels_of(p) // tile.rows))
-        values = (g, Epilogue.of(None))
+        values = (self.split(self.geometry(x, out, vectors)), Epilogue.of(None))
         return Launch(self.compiled(), (tiles, self.splits, groups), values, tile.shared_bytes("float32"))
 
     def compiled(self) -> Kernel:

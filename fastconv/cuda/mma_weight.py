@@ -26,7 +26,7 @@ from fastconv.cuda.product_cost import LAUNCH_NS, PROCESSORS
 from fastconv.cuda.ptx import commit, wait
 from fastconv.cuda.sum_splits import SplitSum
 from fastconv.cuda.toolkit import cuda, float32, int32, numbers, pointer, uint32
-from fastconv.cuda.units import joined
+from fastconv.cuda.units import join_of, joined
 from fastconv.cuda.weight_slices import COLUMN_FIELDS, PIXEL_FIELDS, Copies, WeightGeometry, own_columns, slicing
 from fastconv.cuda.weight_splits import matrix, share, tiles, useful_splits
 from fastconv.problem import ITEMSIZE, ConvProblem
@@ -156,7 +156,8 @@ class MmaWeight(WeightKernel):
         self.tile = tile_of(params["filters"], params["columns"], problem.dtype)
         self.splits, self.images = params["splits"], _images(problem)
         self.filled = filled(problem)
-        self._sum = SplitSum(problem, self.splits, self.filled)
+        join = join_of(problem)
+        self._sum = SplitSum(problem, self.splits, self.filled, join.pixels if join else 1)
         copied = [images.size for images in self.images if images.expected]
         self.workspace_bytes = self._sum.workspace_bytes + problem.itemsize * sum(copied)
         names = [name for name, images in zip(("x", "gradient"), self.images, strict=True) if images.expected]

@@ -80,8 +80,9 @@ class FilterPacker:
 
     Attributes
     ----------
-    size, workspace_bytes : int
-        Elements of what is packed, which are float32 whatever those of the weights are, and their bytes.
+    size, workspace_bytes, slices : int
+        Elements of what is packed, which are float32 whatever those of the weights are, their bytes, and slices of
+        `DEPTH` terms.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class FilterPacker:
         self._inner, self._columns = reversed(sizes) if transposed else sizes
         self.terms = -(-len(self.taps[0]) * len(self.taps[1]) * self._inner // DEPTH) * DEPTH
         self.columns = -(-self._columns // block) * block
-        self.size = problem.groups * self.terms * self.columns
+        self.slices, self.size = self.terms // DEPTH, problem.groups * self.terms * self.columns
         self.workspace_bytes = 4 * self.size
         self._launches: dict[tuple[int, ...], Launch] = {}  # by the weights' strides
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from fastconv.cuda.gemm import DEPTH, Tile
+from fastconv.cuda.properties import first
 
 LAUNCH_NS = 5_000.0
-PROCESSORS = 132
+CAUTION = 1.1  # a factor for what has not been measured
+PROCESSORS = 132  # of the large GPU that predictions are for
 _FLOP_NS = 1 / 40_000  # of a large GPU
 
 
@@ -13,6 +17,13 @@ def blocks_at_once(tile: Tile) -> int:
     """Blocks that a multiprocessor holds: fewer threads of a narrow tile, for each copies more and needs registers."""
     threads = 512 if tile.columns >= 128 else 384 if tile.columns >= 32 else 256
     return threads // tile.threads
+
+
+@cache
+def multiprocessors() -> int:
+    """Those of the GPU, for as many blocks; `PROCESSORS` where there is none."""
+    gpu = first()
+    return PROCESSORS if gpu is None or gpu.multiprocessors == 1 else gpu.multiprocessors  # the simulator has one
 
 
 def product_ns(tile: Tile, rows: int, columns: int, terms: int, products: int) -> float:

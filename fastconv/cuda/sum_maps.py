@@ -17,13 +17,13 @@ from fastconv.cuda.conv_kernel import DeviceKernel, Strides, check_reach
 from fastconv.cuda.elements import activated4, divided
 from fastconv.cuda.geometry import Epilogue
 from fastconv.cuda.kernel import Kernel, Launch
+from fastconv.cuda.product_cost import LAUNCH_NS
 from fastconv.cuda.ptx import load4, pack_bf16, pack_f16, store4, store_pairs
 from fastconv.cuda.toolkit import cuda, device, float32, int32, numbers, pointer
 from fastconv.problem import ConvProblem
 
 WIDTH = 4  # filters of a thread
 _THREADS = 256
-_LAUNCH_NS = 5_000.0
 _BYTE_NS = 1 / 2_000
 
 
@@ -134,4 +134,4 @@ class MapSum(DeviceKernel):
 
 def sum_ns(problem: ConvProblem, splits: int) -> float:
     """Predicted time in nanoseconds of writing and adding maps, which are mostly in the L2 cache."""
-    return _LAUNCH_NS + 2 * 4 * MapSum(problem, splits).size * _BYTE_NS
+    return LAUNCH_NS + 2 * 4 * MapSum(problem, splits).size * _BYTE_NS

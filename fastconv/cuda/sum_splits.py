@@ -12,7 +12,6 @@ from fastconv.cuda.codec import codec
 from fastconv.cuda.conv_kernel import DeviceKernel, Strides, WeightKernel
 from fastconv.cuda.kernel import Kernel, Launch
 from fastconv.cuda.toolkit import cuda, float32, int64, numbers, pointer
-from fastconv.cuda.units import join_of
 from fastconv.problem import ConvProblem
 
 _THREADS = 256
@@ -81,8 +80,9 @@ class SplitSum(DeviceKernel):
     problem : ConvProblem
     splits : int
     filled : ConvProblem, optional
-        The problem whose sums they are, if it is another: groups filled up to more channels and filters, pixels that
-        share units (`fastconv.cuda.units`).
+        The problem whose sums they are, if it is another: groups filled up to more channels and filters.
+    pixels : int, default 1
+        That share a tap of it (`fastconv.cuda.units`).
 
     Attributes
     ----------
@@ -92,9 +92,9 @@ class SplitSum(DeviceKernel):
 
     problem: ConvProblem
 
-    def __init__(self, problem: ConvProblem, splits: int, filled: ConvProblem | None = None) -> None:
+    def __init__(self, problem: ConvProblem, splits: int, filled: ConvProblem | None = None, pixels: int = 1) -> None:
         super().__init__(problem)
-        self.splits, self.filled = splits, filled or problem
+        self.splits, self.filled, self.pixels = splits, filled or problem, pixels
         self.workspace_bytes = 4 * splits * math.prod(self.filled.weight_shape)
 
     def scratch(self, like: DeviceArray) -> DeviceArray:
@@ -111,10 +111,9 @@ class SplitSum(DeviceKernel):
         _, out = strides
         p, filled = self.problem, self.filled
         weights, filters = math.prod(p.weight_shape), p.out_channels // p.groups
-        join = join_of(p) if self.filled is not p else None
         sums: tuple[int, ...] = (
             math.prod(filled.weight_shape), filled.out_channels // p.groups, filled.weight_shape[1],
-            filled.kernel_size[1], join.pixels if join else 1,
+            filled.kernel_size[1], self.pixels,
         )  # fmt: skip
         values = (SumGeometry(self.splits, weights, filters, *p.weight_shape[1:], *sums, *out),)
         return Launch(_compiled(p.dtype), (-(-weights // _WEIGHTS),), values)

@@ -32,8 +32,8 @@ def unsupported(problem: ConvProblem) -> str | None:
 
 
 def space(problem: ConvProblem) -> list[Params]:
-    """Those of `fastconv.cuda.tiled` that a window fits into."""
-    return fitting(tiled.space(problem), problem)
+    """Those of `fastconv.cuda.tiled` that a window fits into, or one that is larger than its filters need."""
+    return fitting(tiled.space(problem), problem) or fitting([{"pixels": 128, "filters": 64}], problem)
 
 
 def cost(problem: ConvProblem, params: Params) -> float:

@@ -10,14 +10,13 @@ import math
 
 from fastconv.algorithms import Params
 from fastconv.cuda import tiled
-from fastconv.cuda.arrays import DeviceArray
-from fastconv.cuda.conv_kernel import Packed, Strides
+from fastconv.cuda.conv_kernel import Strides
 from fastconv.cuda.gemm import DEPTH, Tile
 from fastconv.cuda.geometry import Epilogue
 from fastconv.cuda.kernel import Launch
-from fastconv.cuda.product_cost import PROCESSORS, blocks_at_once, product_ns
-from fastconv.cuda.sum_maps import MapSum, sum_ns
-from fastconv.cuda.term_splits import Work, unsplit, with_splits
+from fastconv.cuda.product_cost import CAUTION, blocks_at_once, multiprocessors, product_ns
+from fastconv.cuda.sum_maps import sum_ns
+from fastconv.cuda.term_splits import TermSplit, Work, unsplit, with_splits
 from fastconv.problem import ConvProblem
 
 _LEAST_SLICES = 16  # of a split: fewer would be over before the copies come fast
@@ -35,16 +34,16 @@ def space(problem: ConvProblem) -> list[Params]:
     def work(params: Params) -> Work:
         tile = _tile(params)
         tiles = -(-pixels // tile.rows) * -(-filters // tile.columns) * problem.groups
-        return Work(tiles, PROCESSORS * blocks_at_once(tile), -(-terms // DEPTH), _LEAST_SLICES)
+        return Work(tiles, multiprocessors() * blocks_at_once(tile), -(-terms // DEPTH), _LEAST_SLICES)
 
-    return with_splits(problem, tiled.space(problem), work)
+    return with_splits(tiled.space(problem), work)
 
 
 def cost(problem: ConvProblem, params: Params) -> float:
     """Predicted time in nanoseconds on a large GPU."""
     (pixels, filters, terms), splits = _sizes(problem), params["splits"]
     product = product_ns(_tile(params), pixels, filters, -(-terms // splits), problem.groups * splits)
-    return product + sum_ns(problem, splits)
+    return CAUTION * (product + sum_ns(problem, splits))
 
 
 def _sizes(problem: ConvProblem) -> tuple[int, int, int]:
@@ -62,25 +61,10 @@ def make(problem: ConvProblem, params: Params, threads: int) -> TiledSplit:
     return TiledSplit(problem, params)
 
 
-class TiledSplit(tiled.Tiled):
+class TiledSplit(TermSplit, tiled.Tiled):
     """Forward convolution by implicit GEMM whose terms are split."""
 
-    def __init__(self, problem: ConvProblem, params: Params) -> None:
-        super().__init__(problem, params)
-        self.splits, self._sum = params["splits"], MapSum(problem, params["splits"])
-        self.maps_bytes = 4 * self._sum.size
-        self.workspace_bytes += self.maps_bytes
-
-    def run(self, x: DeviceArray, packed: Packed, out: DeviceArray) -> None:
-        """Compute `out` from `x`, by way of the maps of all splits."""
-        weight, bias = packed
-        maps = self._sum.scratch(x)
-        super().run(x, (weight, None), maps)
-        self._sum.start((maps, out), (bias,))
-
-    def launch(self, *strides: Strides) -> Launch:
-        x, _, maps = strides
-        p, tile, g = self.problem, self.tile, self.geometry(x, maps, True)
-        g = g._replace(has_bias=0, share=-(-g.slices // self.splits))
-        grid = (self.tiles, self.splits, p.groups)
-        return Launch(tiled.compiled(tile, x[1] == 1), grid, (g, Epilogue.of(None)), tile.shared_bytes)
+    def _launch(self, x: Strides, out: Strides, vectors: bool) -> Launch:
+        p, tile = self.problem, self.tile
+        values = (self.split(self.geometry(x, out, vectors)), Epilogue.of(None))
+        return Launch(tiled.compiled(tile, x[1] == 1), (self.tiles, self.splits, p.groups), values, tile.shared_bytes)

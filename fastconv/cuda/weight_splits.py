@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from fastconv.cuda.product_cost import PROCESSORS
+from fastconv.cuda.product_cost import multiprocessors
 from fastconv.problem import ConvProblem
 
 _FEWEST_SLICES = 16  # of a split: it takes three to begin
@@ -33,6 +33,6 @@ def useful_splits(problem: ConvProblem, tile: Any, at_once: int) -> list[int]:
     """Splits that fill a GPU once and a few times, none of them empty; a multiprocessor holds `at_once` blocks."""
     blocks, pixels = math.prod(tiles(problem, tile)) * problem.groups, matrix(problem)[2]
     most = pixels // (tile.depth * _FEWEST_SLICES)
-    wanted = (min(most, waves * PROCESSORS * at_once // blocks) for waves in _WAVES)
+    wanted = (min(most, waves * multiprocessors() * at_once // blocks) for waves in _WAVES)
     shares = {share(problem, max(1, splits), tile.depth) for splits in wanted}
     return sorted({-(-pixels // pixels_of_one) if pixels_of_one else 1 for pixels_of_one in shares}, reverse=True)

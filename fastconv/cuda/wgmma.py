@@ -19,7 +19,7 @@ from fastconv.cuda.gather_units import TERM_FIELDS, gathering, own_pixels
 from fastconv.cuda.kernel import Kernel
 from fastconv.cuda.mma_kernel import Product, convolution
 from fastconv.cuda.mma_tile import MmaTile, placing
-from fastconv.cuda.ptx import commit, copy_async16, wait
+from fastconv.cuda.ptx import commit, copy_async16, sync_warp, wait
 from fastconv.cuda.ptx_bulk import barrier_expect, barrier_init, barrier_wait, copy_bulk
 from fastconv.cuda.ptx_hopper import (
     descriptor,
@@ -108,11 +108,12 @@ unsupported = mma.unsupported
 
 
 def space(problem: ConvProblem) -> list[Params]:
-    """Tiles that a group's filters fill at least half."""
+    """Tiles that a group's filters fill at least half; bulk copies for the two that bring most weights at a time."""
     filters = problem.out_channels // problem.groups
     narrowest = min(columns for _, columns, _ in TILES)
     fitting = [tile for tile in TILES if tile[1] < 2 * filters or tile[1] == narrowest]
-    return [{"pixels": m, "filters": n, "stages": s, "bulk": bulk} for m, n, s in fitting for bulk in (0, 1)]
+    found = [{"pixels": m, "filters": n, "stages": s, "bulk": 0} for m, n, s in fitting]
+    return found + [{**params, "bulk": 1} for params in found[:2]]
 
 
 def cost(problem: ConvProblem, params: Params) -> float:
@@ -164,6 +165,7 @@ def accumulation(tile: WgmmaTile, dtype: str, pixel_of: Any = image_pixel) -> An
                 barrier_expect(barriers, int32(BARRIERS + stage), int32(SLICE_BYTES))
                 at = int32(stage * SLICE + LEFT)
                 copy_bulk(shared, at, weight, element, int32(SLICE_BYTES), barriers, int32(BARRIERS + stage))
+            sync_warp()  # products want the lanes together again
         else:
             at = int32(stage * SLICE + LEFT + place(int32(thread // UNITS), int32(thread % UNITS)) * WIDTH)
             for i in range(COPIES):

@@ -9,6 +9,7 @@ from fastconv.cuda import mma_pool, wgmma
 from fastconv.cuda.kernel import Kernel
 from fastconv.cuda.mma_kernel import pooled_convolution
 from fastconv.cuda.patches import fitting, patch_pixel
+from fastconv.cuda.product_cost import CAUTION
 from fastconv.cuda.wgmma import CAPABILITY, WgmmaTile
 from fastconv.cuda.window import mode_of
 from fastconv.problem import ConvProblem
@@ -25,7 +26,8 @@ def space(problem: ConvProblem) -> list[Params]:
 
 def cost(problem: ConvProblem, params: Params) -> float:
     """Predicted time in nanoseconds on an H100: with what neighbouring patches compute twice."""
-    return wgmma.product_cost(problem, params, mma_pool.rows_of(problem, params))
+    product = wgmma.product_cost(problem, params, mma_pool.rows_of(problem, params))
+    return CAUTION * (product + mma_pool.pooling_ns(problem))
 
 
 def make(problem: ConvProblem, params: Params, threads: int) -> WgmmaPool:

@@ -8,6 +8,7 @@ from fastconv.algorithms import Params
 from fastconv.cuda import mma, mma_split, wgmma
 from fastconv.cuda.kernel import Kernel
 from fastconv.cuda.mma_kernel import split_convolution
+from fastconv.cuda.product_cost import CAUTION
 from fastconv.cuda.sum_maps import sum_ns
 from fastconv.cuda.term_splits import Work, unsplit, with_splits
 from fastconv.cuda.wgmma import CAPABILITY, WgmmaTile
@@ -22,19 +23,19 @@ def unsupported(problem: ConvProblem) -> str | None:
 
 
 def space(problem: ConvProblem) -> list[Params]:
-    """Those of `fastconv.cuda.wgmma` whose terms can be split."""
+    """Those of `fastconv.cuda.wgmma` without bulk copies whose terms can be split."""
 
     def work(params: Params) -> Work:
         tile = wgmma.tile_of(params)
         return mma_split.work_of(problem, tile, tile.blocks_at_once(problem.dtype))
 
-    return with_splits(problem, wgmma.space(problem), work)
+    return with_splits([params for params in wgmma.space(problem) if not params["bulk"]], work)
 
 
 def cost(problem: ConvProblem, params: Params) -> float:
     """Predicted time in nanoseconds on an H100."""
     product = wgmma.product_cost(problem, params, mma.pixels_of(problem), params["splits"])
-    return product + sum_ns(problem, params["splits"])
+    return CAUTION * (product + sum_ns(problem, params["splits"]))
 
 
 def make(problem: ConvProblem, params: Params, threads: int) -> WgmmaSplit:

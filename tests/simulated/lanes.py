@@ -18,8 +18,6 @@ from numba.cuda.simulator import kernel, kernelapi
 
 from fastconv.cuda import ptx_bulk_simulated, ptx_hopper_simulated, ptx_simulated
 
-_order = random.Random(0)
-
 
 class Lane(greenlet):
     """A thread of a block, with what the simulator asks of one."""
@@ -59,7 +57,8 @@ class Barrier:
 def _run(self: Any, grid_point: tuple[int, ...], *args: Any) -> None:
     """`BlockManager.run`: the lanes of a block until all have ended."""
     lanes = [Lane(lambda: self._f(*args), self, grid_point, point) for point in np.ndindex(*self._block_dim)]
-    self.ready = lanes[::-1]
+    order = random.Random(repr(grid_point))
+    self.ready = order.sample(lanes, len(lanes))
     while lanes:
         while self.ready:
             self.ready.pop().switch()  # a lane's error comes out here
@@ -69,7 +68,7 @@ def _run(self: Any, grid_point: tuple[int, ...], *args: Any) -> None:
             late[0].throw(threading.BrokenBarrierError)
         for lane in lanes:
             lane.at_barrier = False
-        self.ready = _order.sample(lanes, len(lanes))
+        self.ready = order.sample(lanes, len(lanes))
 
 
 def install() -> None:

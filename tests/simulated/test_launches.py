@@ -13,6 +13,7 @@ import pytest
 from fastconv import algorithms, networks
 from fastconv.cuda.driver import _scalars
 from fastconv.cuda.kernel import MOST_BLOCKS, Launch
+from fastconv.descriptor import parse
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 launches = import_module("gpu_compile").launches
@@ -35,11 +36,11 @@ def check(launch: Launch) -> None:
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("network", ["resnet50", "vgg16", "alexnet", "mobilenet_v2"])
-@pytest.mark.parametrize("form", ["contiguous", "channels_last"])
-def test_every_layer(network: str, form: Any, direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("form", "images"), [("contiguous", 32), ("channels_last", 32), ("channels_last", 1)])
+def test_every_layer(network: str, form: Any, images: int, direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastconv.cuda.properties.lacking", lambda name, capability: None)
     started = set()
-    for layer in networks.problems(network, 32):
+    for layer in networks.problems(network, images):
         for kind in KINDS:
             turned = layer if direction == "forward" else layer.without_epilogue(direction)
             problem = replace(turned, device="cuda", memory_format=form, **kind)
@@ -48,3 +49,18 @@ def test_every_layer(network: str, form: Any, direction: str, monkeypatch: pytes
                 check(launch)
             assert started >= set(algorithms.supporting(problem)), problem.descriptor
     assert {"reference", "tiled"} <= started
+
+
+WINDOWS = ["max2u2", "max9u9", "avg3u2p1ceil", "lp5u5n2", "max3u1d5"]
+
+
+@pytest.mark.parametrize("filters", [3, 16, 20, 40, 200])
+def test_what_is_supported_has_parameters(filters: int) -> None:
+    for kind in ("f32", "f32_tf32", "bf16"):
+        plain = f"n1c32h30w30k{filters}r3s3p1_{kind.replace('_tf32', '_nhwc_tf32')}_cuda"
+        problems = [parse(plain), *(replace(parse(plain), pool=parse(f"n1c1h30w30_{word}").pool) for word in WINDOWS)]
+        problems += [parse(plain).without_epilogue(direction) for direction in DIRECTIONS[1:]]
+        for problem in problems:
+            for name in algorithms.supporting(problem):
+                found = algorithms.module_of(problem, name).space(problem)
+                assert found and all(params.keys() == found[0].keys() for params in found), (problem.descriptor, name)

@@ -12,8 +12,10 @@ from test_mma import ROUNDED, arrays, check, exact, result, sent
 from test_mma_gradients import given
 
 from fastconv import algorithms
-from fastconv.cuda import mma_split, tiled_split, wgmma_split
+from fastconv.cuda import input_phases, mma_split, tiled_split, wgmma_split
+from fastconv.cuda.kernel import Launch
 from fastconv.cuda.mma_split import MmaSplit
+from fastconv.cuda.product_cost import LAUNCH_NS
 from fastconv.descriptor import parse
 from fastconv.problem import ConvProblem
 from fastconv.reference import convolve
@@ -47,14 +49,15 @@ def test_shares_of_the_terms_add_up(text: str, splits: int) -> None:
 @pytest.mark.parametrize("bulk", [0, 1])
 @pytest.mark.parametrize(
     ("text", "splits"),
-    [PROBLEMS[0], ("n2c88h3w5k24r3s4u2g2_f16_leakyrelu", 2), ("n1c96h2w3k12r3s1p1_tf32_nhwc_bias", 5)],
+    [PROBLEMS[0], ("n1c88h3w4k24r3s4u2g2_f16_leakyrelu", 2), ("n1c96h2w3k12r3s1p1_tf32_nhwc_bias", 5)],
 )
 def test_so_they_do_on_hopper_gpus(text: str, splits: int, bulk: int) -> None:
     run(parse(f"{text}_cuda"), "wgmma_split", {**WGMMA, "bulk": bulk, "splits": splits})
 
 
+# Two phases that are split, one; one that is, of a pair; and one of four, the others without taps.
 INPUTS = [("n1c12h3w4k96r3s3p1u1.2_bf16_nhwc", "mma_split"), ("n2c8h3w2k64r3s3p1_tf32_nchw", "wgmma_split"),
-          ("n1c8h3w4k96r3s3p1u1.2_f32_nhwc", "tiled_split")]  # fmt: skip
+          ("n1c8h3w4k48r3s3p1u1.2_f32_nhwc", "tiled_split"), ("n1c8h3w4k256r1s1u2_bf16_nhwc", "mma_split")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "name"), INPUTS)
@@ -64,9 +67,34 @@ def test_gradients_of_inputs(text: str, name: str) -> None:
     bias = ROUNDED["bfloat16"](np.random.default_rng(2).standard_normal(problem.in_channels)).astype(np.float32)
     out, target = result(problem, problem.in_shape)
     kernel = make(problem, name)
-    assert kernel.workspace_bytes > 4 * kernel.kernels[0][1].splits * out.size // 2  # maps of half of the columns
+    first = kernel.kernels[0][1]
+    assert first.splits > 1 and kernel.workspace_bytes > 4 * first.splits * out.size // 4  # of a phase
     kernel.convolve(*(sent(a, problem.dtype) for a in (grad, weight, bias)), target)
-    check(out, conv_input(exact(problem), grad, weight) + bias[:, None, None], problem)
+    terms = replace(problem, in_channels=problem.out_channels)  # as many as are summed
+    check(out, conv_input(exact(problem), grad, weight) + bias[:, None, None], terms)
+
+
+def test_phases_without_taps_cost_a_launch() -> None:
+    problem = parse("n1c1024h14w14k2048r1s1u2_bf16_nhwc_dgrad_cuda")
+    (_, part), *_ = input_phases.by_wgmma._parts(problem)
+    params = input_phases.by_wgmma.space(problem)[0]
+    total = input_phases.by_wgmma.cost(problem, params)
+    assert total == pytest.approx(input_phases.by_wgmma.forward.cost(part, params) + 3 * LAUNCH_NS)
+
+
+def test_kernels_of_a_call_are_on_the_stream_of_its_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams: list[int] = []
+    monkeypatch.setattr(Launch, "__call__", lambda self, arrays, stream=0: streams.append(stream))
+    for text, name in [("n1c64h4w5k8r3s3p1_bf16_nhwc", "mma_split"), ("n1c32h3w4k8r3s3p1_f32_nchw", "tiled_split"),
+                       ("n1c3h7w9k8r3s3p1_bf16_nhwc", "mma")]:  # fmt: skip
+        problem = parse(f"{text}_cuda")
+        x, weight, _ = arrays(problem)
+        _, target = result(problem, problem.out_shape)
+        x, weight, target = (
+            replace(a, stream=7) for a in (sent(x, problem.dtype), sent(weight, problem.dtype), target)
+        )
+        make(problem, name).convolve(x, weight, None, target)
+    assert len(streams) == 9 and set(streams) == {7}
 
 
 def test_arrays_of_any_strides() -> None:

@@ -87,6 +87,22 @@ CONVOLUTIONS = [
 ]  # fmt: skip
 
 
+WIDE = [  # Two tiles of filters with more slices than twice the stages, in groups, and a tile of 256 pixels.
+    ("n1c64h2w3k72r3s3p1_bf16_nhwc_bias", {"pixels": 128, "filters": 64, "stages": 4, "bulk": 1}),
+    ("n1c64h1w3k140r1s3p0.1g2_f16_nhwc", {"pixels": 128, "filters": 64, "stages": 4, "bulk": 1}),
+    ("n1c8h15w18k16r1s2_bf16_nchw_relu", {"pixels": 256, "filters": 128, "stages": 4, "bulk": 1}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "params"), WIDE)
+def test_several_tiles(text: str, params: dict[str, int]) -> None:
+    problem = parse(f"{text}_cuda")
+    x, weight, bias = arrays(problem)
+    out, target = result(problem, problem.out_shape)
+    wgmma.make(problem, params, 1).convolve(*(sent(a, problem.dtype) for a in (x, weight, bias)), target)
+    check(out, convolve(exact(problem), x, weight, bias), problem)
+
+
 @pytest.mark.parametrize("bulk", [0, 1])
 @pytest.mark.parametrize("text", CONVOLUTIONS)
 def test_convolution(text: str, bulk: int) -> None:
