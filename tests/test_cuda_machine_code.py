@@ -86,7 +86,7 @@ def plain_kernels(dtype: str) -> list[Kernel]:
     found += [softmax.cross_entropy_kernel(dtype, "int64")]
     found += [adaptive.adaptive_kernel(dtype, backward) for backward in (False, True)]
     found += [updates.update_kernel(rule, dtype) for rule in updates.RULES]
-    return [*found, pack._compiled()] if dtype == "float32" else found
+    return [*found, *map(pack._compiled, ("float32", "bfloat16", "float16"))] if dtype == "float32" else found
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -23,9 +23,16 @@ INSTRUCTIONS = {"float32": 4.7, "bfloat16": 3.6, "float16": 3.6}  # per multipli
 WEIGHT_INSTRUCTIONS = {"float32": 5.2, "bfloat16": 2.9, "float16": 2.9}  # two of them round a value of TF32
 
 
-@pytest.mark.parametrize("target", [(8, 0), (9, 0)], ids=str)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("rows_columns", mma.TILES, ids=str)
+# float16 is bfloat16 but for the name of the product.
+KINDS = [("float32", (8, 0)), ("float32", (9, 0)), ("bfloat16", (8, 0)), ("bfloat16", (9, 0))]
+
+
+def kernels(tiles: list[tuple[int, int]]) -> list[tuple[tuple[int, int], str, tuple[int, int]]]:
+    """What to compile of tiles."""
+    return [(tile, *kind) for tile in tiles for kind in KINDS] + [(tiles[0], "float16", (9, 0))]
+
+
+@pytest.mark.parametrize(("rows_columns", "dtype", "target"), kernels(mma.TILES), ids=str)
 def test_tensor_cores_multiply_most_of_the_time(rows_columns: tuple[int, int], dtype: str, target: Any) -> None:
     tile = MmaTile(*rows_columns)
     check(tile, dtype, mma.compiled(tile, dtype).cubin(target))
@@ -74,9 +81,7 @@ def check(tile: MmaTile, dtype: str, code: bytes) -> None:
     assert tile.shared_bytes(dtype) <= SHARED_MEMORY
 
 
-@pytest.mark.parametrize("target", [(8, 0), (9, 0)], ids=str)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("rows_columns", mma_weight.TILES, ids=str)
+@pytest.mark.parametrize(("rows_columns", "dtype", "target"), kernels(mma_weight.TILES), ids=str)
 def test_weight_gradients_multiply_most_of_the_time(rows_columns: tuple[int, int], dtype: str, target: Any) -> None:
     tile = mma_weight.tile_of(*rows_columns, dtype)
     code = mma_weight.compiled(tile, dtype).cubin(target)

@@ -19,11 +19,18 @@ from fastconv.cuda.window import MAX, SQUARES
 SHARED_MEMORY = 227 << 10  # bytes of a block, compute capability 9.0
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-@pytest.mark.parametrize("bulk", [0, 1])
-@pytest.mark.parametrize("sizes", wgmma.TILES, ids=str)
-def test_products_follow_each_other(sizes: tuple[int, int, int], bulk: int, dtype: str) -> None:
-    tile = wgmma.WgmmaTile(*sizes, bulk)
+# float16 is bfloat16 but for the name of the product.
+KERNELS = [
+    ((*sizes, bulk), dtype)
+    for sizes in wgmma.TILES
+    for bulk, dtype in ((0, "bfloat16"), (0, "float32"), (1, "bfloat16"))
+]
+KERNELS += [((*wgmma.TILES[0], 1), "float32"), ((*wgmma.TILES[0], 0), "float16")]
+
+
+@pytest.mark.parametrize(("sizes", "dtype"), KERNELS, ids=str)
+def test_products_follow_each_other(sizes: tuple[int, int, int, int], dtype: str) -> None:
+    tile = wgmma.WgmmaTile(*sizes)
     check(tile, dtype, wgmma.compiled(tile, dtype).cubin((9, 0, "a")))
 
 
