@@ -16,9 +16,9 @@ from fastconv.cuda.geometry import Epilogue
 from fastconv.cuda.kernel import Kernel, Launch
 from fastconv.cuda.mma_kernel import pooled_convolution
 from fastconv.cuda.mma_tile import MmaTile
-from fastconv.cuda.patches import fitting, patch_pixel, patches_in, unsupported_pooling
+from fastconv.cuda.patches import fitting, patch_pixel, patches_in, pooling_of, unsupported_pooling
 from fastconv.cuda.product_cost import CAUTION
-from fastconv.cuda.window import Norm, Window, mode_of
+from fastconv.cuda.window import mode_of
 from fastconv.problem import ConvProblem
 
 _TAP_NS = 0.0002  # about six instructions, on all lanes of a large GPU
@@ -67,13 +67,9 @@ class MmaPool(mma.Mma):
 
     def _launch(self, x: Strides, out: Strides, vectors: bool) -> Launch:
         p, tile = self.problem, self.tile
-        assert p.pool is not None
-        patches = patches_in(p, tile.rows)
-        values = (
-            self.geometry(x, out, vectors), Epilogue.of(p.activation), patches, Window.of(p.pool, p.conv_size),
-            Norm.of(p.pool),
-        )  # fmt: skip
-        return Launch(self.compiled(), self.grid(patches.tiles), values, tile.shared_bytes(p.dtype))
+        pooling = pooling_of(p, tile.rows)
+        values = (self.geometry(x, out, vectors), Epilogue.of(p.activation), *pooling)
+        return Launch(self.compiled(), self.grid(pooling[0].tiles), values, tile.shared_bytes(p.dtype))
 
     def compiled(self) -> Kernel:
         assert self.problem.pool is not None

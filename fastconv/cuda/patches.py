@@ -12,6 +12,7 @@ from typing import NamedTuple
 from fastconv.algorithms import Params
 from fastconv.cuda.elements import divided
 from fastconv.cuda.toolkit import device, int32
+from fastconv.cuda.window import Norm, Window
 from fastconv.pooling import Pool
 from fastconv.problem import ConvProblem
 from fastconv.sizes import Pair
@@ -101,6 +102,12 @@ def patches_in(problem: ConvProblem, rows: int) -> Patches:
     """`patches_of` the maps that a problem pools."""
     assert problem.pool is not None
     return patches_of(problem.pool, problem.conv_size, problem.batch, rows)
+
+
+def pooling_of(problem: ConvProblem, rows: int) -> tuple[Patches, Window, Norm]:
+    """What kernels that pool take by value, for tiles with so many rows."""
+    assert problem.pool is not None
+    return patches_in(problem, rows), Window.of(problem.pool, problem.conv_size), Norm.of(problem.pool)
 
 
 @device

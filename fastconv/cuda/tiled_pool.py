@@ -16,7 +16,7 @@ from fastconv.cuda.gather import own_pixels, own_terms
 from fastconv.cuda.gemm import Tile
 from fastconv.cuda.geometry import Epilogue
 from fastconv.cuda.kernel import Kernel, Launch
-from fastconv.cuda.patches import Patches, fitting, patch_pixel, patches_in, unsupported_pooling
+from fastconv.cuda.patches import Patches, fitting, patch_pixel, patches_in, pooling_of, unsupported_pooling
 from fastconv.cuda.pool_tile import pooled_bytes, pooling
 from fastconv.cuda.product_cost import blocks_at_once, product_ns
 from fastconv.cuda.tiled import TILES, Tiled, accumulation, unsupported_product
@@ -94,10 +94,7 @@ class TiledPool(Tiled):
     def _launch(self, x: Strides, out: Strides, vectors: bool) -> Launch:
         p, tile = self.problem, self.tile
         assert p.pool is not None
-        patches = patches_in(p, tile.rows)
-        grid = (patches.tiles * (self.packer.columns // tile.columns), 1, p.groups)
-        values = (
-            self.geometry(x, out, vectors), Epilogue.of(p.activation), patches, Window.of(p.pool, p.conv_size),
-            Norm.of(p.pool),
-        )  # fmt: skip
+        pooling = pooling_of(p, tile.rows)
+        grid = (pooling[0].tiles * (self.packer.columns // tile.columns), 1, p.groups)
+        values = (self.geometry(x, out, vectors), Epilogue.of(p.activation), *pooling)
         return Launch(compiled(tile, x[1] == 1, mode_of(p.pool)), grid, values, pooled_bytes(tile))
