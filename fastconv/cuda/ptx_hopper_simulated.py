@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from fastconv.cuda.ptx_simulated import _bf16, _f16, _Warp, groups_of
+from fastconv.cuda.ptx_simulated import UNFENCED, _bf16, _f16, _Warp, groups_of
 
 SWIZZLE_128 = 1  # in bits 62 and 63 of a descriptor
 EIGHT_ROWS = 1024  # bytes from 8 rows to the next
@@ -52,11 +52,12 @@ def _together(work: Callable, *values: Any) -> Any:
 
 
 def fence_async() -> None:
-    """Python's threads see all that was written."""
+    """What this thread copied may be multiplied."""
+    vars(threading.current_thread())[UNFENCED] = False
 
 
 def wgmma_fence() -> None:
-    """As `fence_async`."""
+    """Python's threads see all that was computed."""
 
 
 def wgmma_commit() -> None:
@@ -119,6 +120,8 @@ def _wgmma(real: Callable) -> Callable:
         return [(product, check) for product in products]
 
     def wgmma(sums: np.ndarray, columns: int, shared: np.ndarray, left: int, right: int) -> None:
+        if vars(threading.current_thread()).get(UNFENCED):
+            raise RuntimeError("a thread multiplies after it copied, without fence_async")
         values = (_Memory(shared), columns, np.uint64(left), np.uint64(right))
         product, check = _together(work, *values)
 

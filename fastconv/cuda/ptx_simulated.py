@@ -16,6 +16,7 @@ import numpy as np
 
 from fastconv.cuda.toolkit import SimulatedPointer
 
+UNFENCED = "_unfenced"  # of a thread: whether it has copied what tensor cores of Hopper GPUs may not see yet
 PATIENCE_S = 60.0  # for the other lanes of a warp
 LANES = 32
 
@@ -91,6 +92,7 @@ def wait(pending: int) -> None:
     while len(groups) - 1 > pending:
         for target, what in groups.pop(0):
             target[:] = what
+            vars(threading.current_thread())[UNFENCED] = True
 
 
 class _Warp:

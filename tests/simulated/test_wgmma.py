@@ -8,7 +8,8 @@ from test_mma import arrays, check, exact, result, sent, stored
 from test_ptx import bf16, launch
 
 from fastconv.cuda import ptx_hopper, wgmma
-from fastconv.cuda.toolkit import cuda, float32, types
+from fastconv.cuda.ptx import commit, copy_async16, wait
+from fastconv.cuda.toolkit import cuda, float32, int32, types
 from fastconv.descriptor import parse
 from fastconv.reference import convolve
 
@@ -78,6 +79,25 @@ def test_tf32_ignores_what_it_has_no_bits_for() -> None:
         for i in range(4):
             row, column = t // 32 * 16 + t % 32 // 4 + (8 if i & 2 else 0), t % 4 * 2 + (i & 1)
             assert out[t * 4 + i] == expected[row, column]
+
+
+def test_copies_that_are_not_fenced_are_not_multiplied() -> None:
+    def kernel(a):
+        shared, t = cuda.shared.array(0, float32), cuda.threadIdx.x
+        sums = cuda.local.array(4, float32)
+        for i in range(5):
+            copy_async16(shared, int32((i * 128 + t) * 4), a, 0, i * 128 + t < 576)
+        commit()
+        wait(0)
+        if a[0] > 0:
+            ptx_hopper.fence_async()
+        cuda.syncthreads()
+        left, right = ptx_hopper.descriptor(shared, 0), ptx_hopper.descriptor(shared, 2048)
+        ptx_hopper.wgmma_tf32(sums, 8, shared, left, right)
+
+    launch(kernel, np.ones(4, np.float32), threads=128, shared=10240)
+    with pytest.raises(RuntimeError, match="without fence_async"):
+        launch(kernel, np.zeros(4, np.float32), threads=128, shared=10240)
 
 
 CONVOLUTIONS = [
