@@ -14,8 +14,10 @@ if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1":
 if missing():
     pytest.skip(missing(), allow_module_level=True)
 
-from fastconv.cuda import image_units, mma, mma_pool, mma_split, mma_weight, pack_units, sum_maps
+from fastconv.cuda import image_units, mma, mma_weight, pack_units, sum_maps
+from fastconv.cuda.mma_kernel import convolution, pooled_convolution, split_convolution
 from fastconv.cuda.mma_tile import MmaTile
+from fastconv.cuda.patches import patch_pixel
 from fastconv.cuda.window import AVERAGE, MAX, POWERS
 
 SHARED_MEMORY = 99 << 10  # bytes of a block on the smallest GPUs that copy asynchronously, compute capability 8.6
@@ -35,7 +37,7 @@ def kernels(tiles: list[tuple[int, int]]) -> list[tuple[tuple[int, int], str, tu
 @pytest.mark.parametrize(("rows_columns", "dtype", "target"), kernels(mma.TILES), ids=str)
 def test_tensor_cores_multiply_most_of_the_time(rows_columns: tuple[int, int], dtype: str, target: Any) -> None:
     tile = MmaTile(*rows_columns)
-    check(tile, dtype, mma.compiled(tile, dtype).cubin(target))
+    check(tile, dtype, convolution(mma.product(tile, dtype)).cubin(target))
 
 
 POOLED = [
@@ -47,12 +49,12 @@ POOLED = [
 @pytest.mark.parametrize(("rows_columns", "dtype", "mode", "target"), POOLED, ids=str)
 def test_so_they_do_where_they_pool(rows_columns: tuple[int, int], dtype: str, mode: int, target: Any) -> None:
     tile = MmaTile(*rows_columns)
-    check(tile, dtype, mma_pool.compiled(tile, dtype, mode).cubin(target))
+    check(tile, dtype, pooled_convolution(mma.product(tile, dtype, patch_pixel), mode).cubin(target))
 
 
 def test_so_they_do_where_terms_are_split() -> None:
     tile = MmaTile(64, 64)
-    check(tile, "bfloat16", mma_split.compiled(tile, "bfloat16").cubin((8, 0)))
+    check(tile, "bfloat16", split_convolution(mma.product(tile, "bfloat16")).cubin((8, 0)))
     assert tile.shared_bytes("float32") <= SHARED_MEMORY
 
 

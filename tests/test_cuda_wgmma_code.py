@@ -13,7 +13,9 @@ if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1":
 if missing():
     pytest.skip(missing(), allow_module_level=True)
 
-from fastconv.cuda import wgmma, wgmma_pool, wgmma_split
+from fastconv.cuda import wgmma
+from fastconv.cuda.mma_kernel import convolution, pooled_convolution, split_convolution
+from fastconv.cuda.patches import patch_pixel
 from fastconv.cuda.window import MAX, SQUARES
 
 SHARED_MEMORY = 227 << 10  # bytes of a block, compute capability 9.0
@@ -31,7 +33,7 @@ KERNELS += [((*wgmma.TILES[0], 1), "float32"), ((*wgmma.TILES[0], 0), "float16")
 @pytest.mark.parametrize(("sizes", "dtype"), KERNELS, ids=str)
 def test_products_follow_each_other(sizes: tuple[int, int, int, int], dtype: str) -> None:
     tile = wgmma.WgmmaTile(*sizes)
-    check(tile, dtype, wgmma.compiled(tile, dtype).cubin((9, 0, "a")))
+    check(tile, dtype, convolution(wgmma.product(tile, dtype)).cubin((9, 0, "a")))
 
 
 POOLED = [
@@ -42,12 +44,12 @@ POOLED = [
 @pytest.mark.parametrize(("sizes", "dtype", "mode"), POOLED, ids=str)
 def test_so_they_do_where_they_are_pooled(sizes: tuple[int, int, int, int], dtype: str, mode: int) -> None:
     tile = wgmma.WgmmaTile(*sizes)
-    check(tile, dtype, wgmma_pool.compiled(tile, dtype, mode).cubin((9, 0, "a")))
+    check(tile, dtype, pooled_convolution(wgmma.product(tile, dtype, patch_pixel), mode).cubin((9, 0, "a")))
 
 
 def test_so_they_do_where_terms_are_split() -> None:
     tile = wgmma.WgmmaTile(128, 128, 6, 1)
-    check(tile, "bfloat16", wgmma_split.compiled(tile, "bfloat16").cubin((9, 0, "a")))
+    check(tile, "bfloat16", split_convolution(wgmma.product(tile, "bfloat16")).cubin((9, 0, "a")))
 
 
 def check(tile: wgmma.WgmmaTile, dtype: str, code: bytes) -> None:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from types import ModuleType
 from typing import Any
 
 from fastconv.algorithms import Params
-from fastconv.cuda import mma, mma_split, tiled, tiled_split, wgmma, wgmma_split
+from fastconv.cuda import mma, mma_split, tiled, tiled_split, wgmma
 from fastconv.cuda.arrays import DeviceArray
 from fastconv.cuda.image_units import ImageUnits
 from fastconv.cuda.product_cost import LAUNCH_NS
@@ -65,7 +64,7 @@ class ByPhases:
 
     Parameters
     ----------
-    forward : module
+    forward : module, or object that stands for one
     units : bool, default False
         Whether it reads images by units of 16 bytes: one copy of the gradient serves all phases.
     whole : module, optional
@@ -77,7 +76,7 @@ class ByPhases:
         That of the forward one.
     """
 
-    def __init__(self, forward: ModuleType, units: bool = False, whole: ModuleType | None = None) -> None:
+    def __init__(self, forward: Any, units: bool = False, whole: Any = None) -> None:
         self.forward, self.units, self.whole = forward, units, whole or forward
         self.CAPABILITY: Pair | None = getattr(forward, "CAPABILITY", None)
 
@@ -128,7 +127,7 @@ class ByPhases:
         channels = self._images(problem).channels
         return [(phase, replace(p, memory_format="channels_last", in_channels=channels)) for phase, p in found]
 
-    def _chosen(self, phase: Phase, part: ConvProblem, params: Params) -> tuple[ModuleType, Params]:
+    def _chosen(self, phase: Phase, part: ConvProblem, params: Params) -> tuple[Any, Params]:
         """What computes a phase, and its parameters."""
         if self.forward is self.whole or (phase.problem and self.forward.unsupported(part) is None):
             return self.forward, params
@@ -172,6 +171,6 @@ class InputPhases:
             kernel.convolve(outputs(grad, phase), weight, bias, pixels(out, phase))
 
 
-by_tiled_split, by_mma_split = ByPhases(tiled_split, whole=tiled), ByPhases(mma_split, units=True, whole=mma)
-by_wgmma_split = ByPhases(wgmma_split, units=True, whole=wgmma)
+by_tiled_split, by_mma_split = ByPhases(tiled_split, whole=tiled), ByPhases(mma_split.by_mma, units=True, whole=mma)
+by_wgmma_split = ByPhases(mma_split.by_wgmma, units=True, whole=wgmma)
 by_tiled, by_mma, by_wgmma = ByPhases(tiled), ByPhases(mma, units=True), ByPhases(wgmma, units=True)

@@ -8,6 +8,7 @@ channels-last images; others, and channels that are no whole units of 16 bytes, 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from fastconv.cuda.gather import MOST_TAPS, image_pixel
 from fastconv.cuda.gather_units import TERM_FIELDS, gathering, own_pixels
 from fastconv.cuda.geometry import Epilogue
 from fastconv.cuda.image_units import ImageUnits
-from fastconv.cuda.kernel import MOST_BLOCKS, Kernel, Launch
+from fastconv.cuda.kernel import MOST_BLOCKS, Launch
 from fastconv.cuda.mma_kernel import Product, convolution
 from fastconv.cuda.mma_tile import STAGES, MmaTile, multiplication, placing
 from fastconv.cuda.pack_units import FilterUnits
@@ -103,7 +104,7 @@ def cost(problem: ConvProblem, params: Params) -> float:
 def product_cost(problem: ConvProblem, params: Params, pixels: int, splits: int = 1) -> float:
     """`cost` of a product with so many rows, whose terms are split."""
     tile = tile_of(params)
-    return product_ns(problem, pixels, tile, blocks_at_once(tile), _RATES[problem.dtype], splits)
+    return product_ns(problem, pixels, tile, blocks_of(tile, problem.dtype), _RATES[problem.dtype], splits)
 
 
 def pixels_of(problem: ConvProblem) -> int:
@@ -141,9 +142,14 @@ def blocks_at_once(tile: MmaTile) -> int:
     return max(1, 512 // tile.threads if tile.sums <= 64 else 256 // tile.threads)
 
 
+def blocks_of(tile: MmaTile, dtype: str) -> int:
+    """`blocks_at_once`, whatever the dtype."""
+    return blocks_at_once(tile)
+
+
 def make(problem: ConvProblem, params: Params, threads: int) -> Mma:
     """The kernel of a problem; `threads` are of the CPU and change nothing."""
-    return Mma(problem, params)
+    return Mma(problem, tile_of(params), product)
 
 
 def tile_of(params: Params) -> MmaTile:
@@ -216,20 +222,22 @@ def product(tile: MmaTile, dtype: str, pixel_of: Any = image_pixel) -> Product:
     return Product("mma", tile, dtype, accumulation(tile, dtype, pixel_of), blocks_at_once(tile))
 
 
-@cache
-def compiled(tile: MmaTile, dtype: str) -> Kernel:
-    """The kernel for a tile and a dtype."""
-    return convolution(product(tile, dtype))
-
-
 class Mma(ConvKernel):
-    """Forward convolution by implicit GEMM on tensor cores."""
+    """Forward convolution by implicit GEMM on tensor cores.
 
-    def __init__(self, problem: ConvProblem, params: Params) -> None:
+    Parameters
+    ----------
+    problem : ConvProblem
+    tile : MmaTile
+    product : callable
+        ``product(tile, dtype, pixel_of)`` makes a `Product`; which instructions multiply is up to it.
+    """
+
+    def __init__(self, problem: ConvProblem, tile: MmaTile, product: Callable[..., Product]) -> None:
         super().__init__(problem)
-        self.tile = self.tile_of(params)
-        sizes = {"units": self.tile.units, "whole_slices": self.tile.bulk_copies}
-        self.packer, self.images = FilterUnits(problem, self.tile.columns, **sizes), ImageUnits(problem)
+        self.tile, self.product = tile, product
+        self.packer = FilterUnits(problem, tile.columns, units=tile.units, whole_slices=tile.bulk_copies)
+        self.images = ImageUnits(problem)
         copies = self.images.expected
         self.layout_copies = "x to channels-last with whole units of 16 bytes" if copies else "none"
         scratch = self.images.size * copies + self.packer.size * problem.raw
@@ -256,7 +264,8 @@ class Mma(ConvKernel):
     def _launch(self, x: Strides, out: Strides, vectors: bool) -> Launch:
         p, tile = self.problem, self.tile
         values = (self.geometry(x, out, vectors), Epilogue.of(p.activation))
-        return Launch(self.compiled(), self.grid(-(-pixels_of(p) // tile.rows)), values, tile.shared_bytes(p.dtype))
+        kernel, grid = convolution(self.product(tile, p.dtype)), self.grid(-(-pixels_of(p) // tile.rows))
+        return Launch(kernel, grid, values, tile.shared_bytes(p.dtype))
 
     def grid(self, tiles: int) -> tuple[int, int, int]:
         """Blocks for so many tiles of pixels."""
@@ -276,11 +285,3 @@ class Mma(ConvKernel):
             int(p.bias), int(vectors),
         )  # fmt: skip
         return WalkGeometry.of(*numbers, tail=tail_of(self.problem) * column)
-
-    def tile_of(self, params: Params) -> Any:
-        """The tile with some parameters."""
-        return tile_of(params)
-
-    def compiled(self) -> Kernel:
-        """The kernel of the problem's tile and dtype."""
-        return compiled(self.tile, self.problem.dtype)

@@ -7,6 +7,7 @@ Which instructions multiply is up to the function that computes the sums (`fastc
 from __future__ import annotations
 
 from dataclasses import astuple, dataclass
+from functools import cache
 from typing import Any
 
 from fastconv.cuda.codec import codec
@@ -64,6 +65,7 @@ class Product:
         )  # fmt: skip
 
 
+@cache
 def convolution(product: Product) -> Kernel:
     """The kernel that writes sums with bias and activation."""
     tile, dtype, accumulate, word = product.tile, product.dtype, product.accumulate, product.word
@@ -84,6 +86,7 @@ def convolution(product: Product) -> Kernel:
     return product.kernel(convolve)
 
 
+@cache
 def split_convolution(product: Product) -> Kernel:
     """The kernel that writes the float32 sums of shares of the terms, one map behind the other, as they are."""
     tile, accumulate, stored = product.tile, product.accumulate, codec(product.dtype).stored
@@ -105,6 +108,7 @@ def split_convolution(product: Product) -> Kernel:
     return product.kernel(convolve_split, result="float32")
 
 
+@cache
 def pooled_convolution(product: Product, mode: int) -> Kernel:
     """The kernel that pools them, in a mode of `fastconv.cuda.window`; rows of its tiles are patches of the map."""
     tile, dtype, accumulate, word = product.tile, product.dtype, product.accumulate, product.word

@@ -1,65 +1,55 @@
 """Implicit GEMM on tensor cores with bias, activation and pooling in one pass: the unpooled map is never in memory.
 
-As `fastconv.cuda.mma`, but the rows of a tile are patches of a map that hold whole windows (`fastconv.cuda.patches`).
-What is pooled has the type of the result, as if the unpooled map had been written.
+As `fastconv.cuda.mma` and `fastconv.cuda.wgmma`, but the rows of a tile are patches of a map that hold whole windows
+(`fastconv.cuda.patches`). What is pooled has the type of the result, as if the unpooled map had been written.
 """
 
 from __future__ import annotations
 
 import math
-from functools import cache
+from types import ModuleType
 
 from fastconv.algorithms import Params
-from fastconv.cuda import mma
+from fastconv.cuda import mma, wgmma
 from fastconv.cuda.conv_kernel import Strides
 from fastconv.cuda.geometry import Epilogue
-from fastconv.cuda.kernel import Kernel, Launch
+from fastconv.cuda.kernel import Launch
 from fastconv.cuda.mma_kernel import pooled_convolution
-from fastconv.cuda.mma_tile import MmaTile
 from fastconv.cuda.patches import fitting, patch_pixel, patches_in, pooling_of, unsupported_pooling
 from fastconv.cuda.product_cost import CAUTION
 from fastconv.cuda.window import mode_of
 from fastconv.problem import ConvProblem
+from fastconv.sizes import Pair
 
 _TAP_NS = 0.0002  # about six instructions, on all lanes of a large GPU
 
 
-def unsupported(problem: ConvProblem) -> str | None:
-    """Why this algorithm cannot compute `problem`, or None if it can."""
-    return unsupported_pooling(problem, max(rows for rows, _ in mma.TILES)) or mma.unsupported_product(problem)
+class Pooled:
+    """A registered algorithm (see `fastconv.algorithms`) made of `fastconv.cuda.mma` or `fastconv.cuda.wgmma`."""
 
+    def __init__(self, unpooled: ModuleType) -> None:
+        self.unpooled = unpooled
+        self.CAPABILITY: Pair | None = getattr(unpooled, "CAPABILITY", None)
 
-def space(problem: ConvProblem) -> list[Params]:
-    """Those of `fastconv.cuda.mma` that a window fits into."""
-    return fitting(mma.space(problem), problem)
+    def unsupported(self, problem: ConvProblem) -> str | None:
+        """Why it cannot compute `problem`, or None if it can."""
+        rows = max((params["pixels"] for params in self.unpooled.space(problem)), default=0)
+        return unsupported_pooling(problem, rows) or self.unpooled.unsupported_product(problem)
 
+    def space(self, problem: ConvProblem) -> list[Params]:
+        """Tiles that a window fits into."""
+        return fitting(self.unpooled.space(problem), problem)
 
-def cost(problem: ConvProblem, params: Params) -> float:
-    """Predicted time in nanoseconds on a large GPU: with what neighbouring patches compute twice."""
-    return CAUTION * (mma.product_cost(problem, params, rows_of(problem, params)) + pooling_ns(problem))
+    def cost(self, problem: ConvProblem, params: Params) -> float:
+        """Predicted time in nanoseconds on a large GPU: with what neighbouring patches compute twice."""
+        assert problem.pool is not None
+        rows = params["pixels"] * patches_in(problem, params["pixels"]).tiles
+        reduced = math.prod(problem.out_shape) * math.prod(problem.pool.kernel_size)
+        return CAUTION * (self.unpooled.product_cost(problem, params, rows) + reduced * _TAP_NS)
 
-
-def pooling_ns(problem: ConvProblem) -> float:
-    """That of reducing windows: some instructions for each element of each window."""
-    assert problem.pool is not None
-    return math.prod(problem.out_shape) * math.prod(problem.pool.kernel_size) * _TAP_NS
-
-
-def rows_of(problem: ConvProblem, params: Params) -> int:
-    """Rows of the product, with those of tiles that no patch fills."""
-    rows = params["pixels"]
-    return rows * patches_in(problem, rows).tiles
-
-
-def make(problem: ConvProblem, params: Params, threads: int) -> MmaPool:
-    """The kernel of a problem; `threads` are of the CPU and change nothing."""
-    return MmaPool(problem, params)
-
-
-@cache
-def compiled(tile: MmaTile, dtype: str, mode: int) -> Kernel:
-    """The kernel for a tile, a dtype, and a mode of `fastconv.cuda.window`."""
-    return pooled_convolution(mma.product(tile, dtype, patch_pixel), mode)
+    def make(self, problem: ConvProblem, params: Params, threads: int) -> MmaPool:
+        """The kernel of a problem; `threads` are of the CPU and change nothing."""
+        return MmaPool(problem, self.unpooled.tile_of(params), self.unpooled.product)
 
 
 class MmaPool(mma.Mma):
@@ -67,10 +57,11 @@ class MmaPool(mma.Mma):
 
     def _launch(self, x: Strides, out: Strides, vectors: bool) -> Launch:
         p, tile = self.problem, self.tile
+        assert p.pool is not None
+        kernel = pooled_convolution(self.product(tile, p.dtype, patch_pixel), mode_of(p.pool))
         pooling = pooling_of(p, tile.rows)
         values = (self.geometry(x, out, vectors), Epilogue.of(p.activation), *pooling)
-        return Launch(self.compiled(), self.grid(pooling[0].tiles), values, tile.shared_bytes(p.dtype))
+        return Launch(kernel, self.grid(pooling[0].tiles), values, tile.shared_bytes(p.dtype))
 
-    def compiled(self) -> Kernel:
-        assert self.problem.pool is not None
-        return compiled(self.tile, self.problem.dtype, mode_of(self.problem.pool))
+
+by_mma, by_wgmma = Pooled(mma), Pooled(wgmma)

@@ -50,13 +50,18 @@ def store4(typing: Any, pointer: Any, index: Any, values: Any) -> Any:
 @intrinsic(simulated.store_words)
 def store_words(typing: Any, pointer: Any, index: Any, values: Any) -> Any:
     """``store_words(pointer, index, values)``: write 8 elements of 2 bytes, given as 4 uint32, as `store4`."""
+    return _store_halves(4, pointer)
+
+
+def _store_halves(words: int, pointer: Any) -> Any:
+    """Typing and code of a store of elements of 2 bytes, given as so many uint32."""
     emit.need_halves(pointer)
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        emit.store_vector(builder, arguments[2], emit.global_words(builder, 4, *arguments[:2]))
+        emit.store_vector(builder, arguments[2], emit.global_words(builder, words, *arguments[:2]))
         return context.get_dummy_value()
 
-    return types.void(pointer, int64, types.UniTuple(uint32, 4)), code
+    return types.void(pointer, int64, types.UniTuple(uint32, words)), code
 
 
 @intrinsic(simulated.load_pairs)
@@ -76,13 +81,7 @@ def load_pairs(typing: Any, pointer: Any, index: Any) -> Any:
 @intrinsic(simulated.store_pairs)
 def store_pairs(typing: Any, pointer: Any, index: Any, values: Any) -> Any:
     """``store_pairs(pointer, index, values)``: write 4 elements of 2 bytes, given as 2 uint32, as `load_pairs`."""
-    emit.need_halves(pointer)
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        emit.store_vector(builder, arguments[2], emit.global_words(builder, 2, *arguments[:2]))
-        return context.get_dummy_value()
-
-    return types.void(pointer, int64, types.UniTuple(uint32, 2)), code
+    return _store_halves(2, pointer)
 
 
 @intrinsic(simulated.load4)

@@ -79,14 +79,8 @@ def _compiled(dtype: str) -> Kernel:
                 write(out, int32(at + 2 * g.out_channel), t2)
                 write(out, int32(at + 3 * g.out_channel), t3)
 
-    kinds = (
-        pointer(float32),
-        pointer(stored),
-        pointer(stored),
-        numbers(int32, MapGeometry),
-        numbers(float32, Epilogue),
-    )
-    return Kernel(sum_maps, kinds, (dtype,), threads=_THREADS)
+    values = (numbers(int32, MapGeometry), numbers(float32, Epilogue))
+    return Kernel(sum_maps, (pointer(float32), pointer(stored), pointer(stored), *values), (dtype,), threads=_THREADS)
 
 
 class MapSum(DeviceKernel):

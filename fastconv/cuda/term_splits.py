@@ -49,14 +49,22 @@ def unsplit(problem: ConvProblem, space: Callable[[ConvProblem], list[Params]]) 
 
 
 class TermSplit:
-    """What makes a forward kernel, the next base class, one whose terms are split."""
+    """What makes a forward kernel, the next base class, one whose terms are split.
+
+    Parameters
+    ----------
+    problem : ConvProblem
+    splits : int
+    *rest
+        What the forward kernel takes besides the problem.
+    """
 
     packer: Any
     workspace_bytes: int
 
-    def __init__(self, problem: ConvProblem, params: Params) -> None:
-        super().__init__(problem, params)  # type: ignore[call-arg]
-        self.splits = shared(self.packer.slices, params["splits"])
+    def __init__(self, problem: ConvProblem, splits: int, *rest: Any) -> None:
+        super().__init__(problem, *rest)  # type: ignore[call-arg]
+        self.splits = shared(self.packer.slices, splits)
         self._sum = MapSum(problem, self.splits)
         self.maps_bytes = 4 * self._sum.size
         self.workspace_bytes += self.maps_bytes

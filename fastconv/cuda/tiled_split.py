@@ -58,7 +58,7 @@ def _tile(params: Params) -> Tile:
 
 def make(problem: ConvProblem, params: Params, threads: int) -> TiledSplit:
     """The kernel of a problem; `threads` are of the CPU and change nothing."""
-    return TiledSplit(problem, params)
+    return TiledSplit(problem, params["splits"], params)
 
 
 class TiledSplit(TermSplit, tiled.Tiled):

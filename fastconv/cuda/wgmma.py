@@ -3,7 +3,8 @@
 As `fastconv.cuda.mma`, with slices in shared memory of 128 bytes a row, whose permuted units are the "128-byte
 swizzle" of wgmma instructions. Four of these read both matrices from there, a slice, while the warps copy what comes
 next; a warpgroup has 64 pixels of the tile. Of float32 elements, which they read as they are, they ignore the bits
-that TF32 does not have; weights are rounded when they are packed.
+that TF32 does not have; weights are rounded when they are packed,
+and come by units or in bulk (`fastconv.cuda.wgmma_weights`).
 """
 
 from __future__ import annotations
@@ -16,11 +17,9 @@ from fastconv.algorithms import Params
 from fastconv.cuda import mma
 from fastconv.cuda.gather import image_pixel
 from fastconv.cuda.gather_units import TERM_FIELDS, gathering, own_pixels
-from fastconv.cuda.kernel import Kernel
-from fastconv.cuda.mma_kernel import Product, convolution
-from fastconv.cuda.mma_tile import MmaTile, placing
-from fastconv.cuda.ptx import commit, copy_async16, sync_warp, wait
-from fastconv.cuda.ptx_bulk import barrier_expect, barrier_init, barrier_wait, copy_bulk
+from fastconv.cuda.mma_kernel import Product
+from fastconv.cuda.mma_tile import MmaTile
+from fastconv.cuda.ptx import commit, wait
 from fastconv.cuda.ptx_hopper import (
     descriptor,
     fence_async,
@@ -33,6 +32,7 @@ from fastconv.cuda.ptx_hopper import (
     wgmma_wait,
 )  # fmt: skip
 from fastconv.cuda.toolkit import cuda, device, float32, int32, types
+from fastconv.cuda.wgmma_weights import by_units, in_bulk
 from fastconv.problem import ITEMSIZE, ConvProblem
 
 # Pixels, filters, and slices in shared memory: with fewer of them a multiprocessor holds two blocks.
@@ -104,7 +104,7 @@ class WgmmaTile(MmaTile):
         return min(2, SHARED_MEMORY // self.shared_bytes(dtype)) if self.columns < 256 else 1
 
 
-unsupported = mma.unsupported
+unsupported, unsupported_product = mma.unsupported, mma.unsupported_product
 
 
 def space(problem: ConvProblem) -> list[Params]:
@@ -129,9 +129,14 @@ def product_cost(problem: ConvProblem, params: Params, pixels: int, splits: int 
     return predicted * (1.01 if tile.bulk else 1)
 
 
-def make(problem: ConvProblem, params: Params, threads: int) -> Wgmma:
+def blocks_of(tile: WgmmaTile, dtype: str) -> int:
+    """Blocks that a multiprocessor holds."""
+    return tile.blocks_at_once(dtype)
+
+
+def make(problem: ConvProblem, params: Params, threads: int) -> mma.Mma:
     """The kernel of a problem; `threads` are of the CPU and change nothing."""
-    return Wgmma(problem, params)
+    return mma.Mma(problem, tile_of(params), product)
 
 
 def tile_of(params: Params) -> WgmmaTile:
@@ -140,45 +145,12 @@ def tile_of(params: Params) -> WgmmaTile:
 
 
 @cache
-def accumulation(tile: WgmmaTile, dtype: str, pixel_of: Any = image_pixel) -> Any:
-    """The device function that computes a thread's sums, as that of `fastconv.cuda.mma.accumulation`."""
-    multiply_add, place, WIDTH, UNITS = _PRODUCTS[dtype], placing(tile.units), 16 // ITEMSIZE[dtype], tile.units
-    ROWS, COLUMNS, SUMS, OWN, THREADS = tile.rows, tile.columns, tile.sums, own_pixels(tile), tile.threads
-    ROW, STEP, COPIES = UNITS * WIDTH, THREADS // UNITS, COLUMNS * UNITS // THREADS
-    LEFT, SLICE, AHEAD, ARRIVING = ROWS * ROW, (ROWS + COLUMNS) * ROW, tile.stages - 1, tile.stages - 2
-    NEXT = COLUMNS * ROW if tile.bulk_copies else ROW
-    start, gather, advance = gathering(tile, WIDTH, pixel_of)
+def multiplication(tile: WgmmaTile, dtype: str) -> Any:
+    """The device function ``multiply(shared, slice, own_left, sums)``: start the product of a slice, at an element.
 
-    BULK, BARRIERS, SLICE_BYTES, STAGES = tile.bulk_copies, tile.slices_bytes // 8, 16 * UNITS * COLUMNS, tile.stages
-
-    @device
-    def first_weight(g, thread, group, first_filter):
-        if BULK:
-            return int32((group * g.padded_filters + first_filter) * g.slices * ROW)
-        row = int32((group * g.padded_filters + first_filter + thread // UNITS) * g.slices)
-        return int32((row * UNITS + thread % UNITS) * WIDTH)
-
-    @device
-    def copy_weights(shared, barriers, stage, weight, element, g, thread):
-        if BULK:
-            if thread == 0:
-                barrier_expect(barriers, int32(BARRIERS + stage), int32(SLICE_BYTES))
-                at = int32(stage * SLICE + LEFT)
-                copy_bulk(shared, at, weight, element, int32(SLICE_BYTES), barriers, int32(BARRIERS + stage))
-            sync_warp()  # products want the lanes together again
-        else:
-            at = int32(stage * SLICE + LEFT + place(int32(thread // UNITS), int32(thread % UNITS)) * WIDTH)
-            for i in range(COPIES):
-                source = int32(element + i * STEP * g.slices * ROW)
-                copy_async16(shared, int32(at + i * STEP * ROW), weight, source, True)
-
-    @device
-    def start_barriers(barriers, thread):
-        if thread == 0:
-            for stage in range(STAGES):
-                barrier_init(barriers, int32(BARRIERS + stage), int32(1))
-            fence_async()
-        cuda.syncthreads()
+    `own_left` is how far on in it the rows of the thread's warpgroup are.
+    """
+    multiply_add, COLUMNS, LEFT = _PRODUCTS[dtype], tile.columns, tile.rows * tile.units * (16 // ITEMSIZE[dtype])
 
     @device
     def multiply(shared, slice, own_left, sums):
@@ -190,6 +162,18 @@ def accumulation(tile: WgmmaTile, dtype: str, pixel_of: Any = image_pixel) -> An
         multiply_add(sums, COLUMNS, shared, left + types.uint64(6), right + types.uint64(6))
         wgmma_commit()
 
+    return multiply
+
+
+@cache
+def accumulation(tile: WgmmaTile, dtype: str, pixel_of: Any = image_pixel) -> Any:
+    """The device function that computes a thread's sums, as that of `fastconv.cuda.mma.accumulation`."""
+    WIDTH, SUMS, OWN, STAGES, AHEAD = 16 // ITEMSIZE[dtype], tile.sums, own_pixels(tile), tile.stages, tile.stages - 1
+    ROW, SLICE, ARRIVING = tile.units * WIDTH, (tile.rows + tile.columns) * tile.units * WIDTH, AHEAD - 1
+    start, gather, advance = gathering(tile, WIDTH, pixel_of)
+    start_weights, first_weight, copy_weights, ready_weights, NEXT = (in_bulk if tile.bulk else by_units)(tile, WIDTH)
+    multiply = multiplication(tile, dtype)
+
     @device
     def accumulate(shared, x, weight, g, thread, first, group, first_filter, split, sums):
         pixels, term = cuda.local.array((OWN, 2), int32), cuda.local.array(TERM_FIELDS, int32)
@@ -197,12 +181,11 @@ def accumulation(tile: WgmmaTile, dtype: str, pixel_of: Any = image_pixel) -> An
         for i in range(SUMS):
             sums[i] = float32(0)
         barriers = cuda.shared.array(0, types.uint64)
-        if BULK:
-            start_barriers(barriers, thread)
+        start_weights(barriers, thread)
         first_slice = int32(split * g.share)
         slices = min(g.share, int32(g.slices - first_slice))
         left_place = start(g, thread, first, group, first_slice, pixels, term, rows, columns)
-        element = int32(first_weight(g, thread, group, first_filter) + first_slice * NEXT)
+        element = first_weight(g, thread, group, first_filter, first_slice)
         own_left = int32(thread // 128 * 64 * ROW)
         for i in range(AHEAD):
             if i < slices:
@@ -216,8 +199,7 @@ def accumulation(tile: WgmmaTile, dtype: str, pixel_of: Any = image_pixel) -> An
             wait(ARRIVING)
             fence_async()
             cuda.syncthreads()  # the slice is there for all, and the one before it is no longer multiplied
-            if BULK:
-                barrier_wait(barriers, int32(BARRIERS + ready), parity)
+            ready_weights(barriers, ready, parity)
             multiply(shared, int32(ready * SLICE), own_left, sums)
             if ahead > AHEAD:
                 gather(shared, int32(free * SLICE + left_place), x, g, pixels, term)
@@ -240,19 +222,3 @@ def product(tile: WgmmaTile, dtype: str, pixel_of: Any = image_pixel) -> Product
     """What kernels do with a tile until they write it."""
     blocks = tile.blocks_at_once(dtype)
     return Product("wgmma", tile, dtype, accumulation(tile, dtype, pixel_of), blocks, features="a")
-
-
-@cache
-def compiled(tile: WgmmaTile, dtype: str) -> Kernel:
-    """The kernel for a tile and a dtype."""
-    return convolution(product(tile, dtype))
-
-
-class Wgmma(mma.Mma):
-    """Forward convolution by implicit GEMM on the tensor cores of Hopper GPUs."""
-
-    def tile_of(self, params: Params) -> WgmmaTile:
-        return tile_of(params)
-
-    def compiled(self) -> Kernel:
-        return compiled(self.tile, self.problem.dtype)

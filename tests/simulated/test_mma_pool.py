@@ -39,7 +39,7 @@ def check(actual: np.ndarray, expected: np.ndarray, problem: ConvProblem) -> Non
     np.testing.assert_allclose(loaded(actual, problem.dtype), expected, rtol=bound, atol=bound)
 
 
-def pooled(text: str, name: str, params: dict[str, int] | None = None) -> tuple[Any, np.ndarray]:
+def assert_pooled(text: str, name: str, params: dict[str, int] | None = None) -> tuple[Any, np.ndarray]:
     """Compare a kernel with the oracle; the kernel and its result."""
     problem = parse(f"{text}_cuda")
     x, weight, bias = arrays(problem)
@@ -52,7 +52,7 @@ def pooled(text: str, name: str, params: dict[str, int] | None = None) -> tuple[
 
 @pytest.mark.parametrize(("text", "name"), CASES)
 def test_forward(text: str, name: str) -> None:
-    pooled(text, name)
+    assert_pooled(text, name)
 
 
 @pytest.mark.parametrize(("name", "params"), [
@@ -60,7 +60,7 @@ def test_forward(text: str, name: str) -> None:
     ("wgmma_pool", {"pixels": 128, "filters": 256, "stages": 4, "bulk": 1}),
 ])  # fmt: skip
 def test_wide_tiles(name: str, params: dict[str, int]) -> None:
-    kernel, _ = pooled("n1c8h13w11k136r3s1_bf16_nhwc_bias_relu_max3u2p1", name, params)
+    kernel, _ = assert_pooled("n1c8h13w11k136r3s1_bf16_nhwc_bias_relu_max3u2p1", name, params)
     (launch,) = kernel._launches.values()
     assert launch.values[0].vectors and kernel.workspace_bytes == 0
 
@@ -83,8 +83,8 @@ def test_arrays_of_any_strides(kind: str) -> None:
 
 def test_one_pass_gives_every_bit_of_two() -> None:
     text = "n1c8h6w7k16r3s3p1_bf16_nhwc_bias_relu_max3u2p1"
-    _, fused = pooled(text, "mma_pool")
-    _, apart = pooled(text, "two_pass")
+    _, fused = assert_pooled(text, "mma_pool")
+    _, apart = assert_pooled(text, "two_pass")
     np.testing.assert_array_equal(fused, apart)
 
 

@@ -6,15 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import simulator
 from simulator import make, on_gpu
-from support import poisoned
+from support import assert_close, make_arrays, poisoned
 from test_mma import ROUNDED, arrays, check, exact, result, sent
 from test_mma_gradients import given
 
 from fastconv import algorithms
-from fastconv.cuda import input_phases, mma_split, tiled_split, wgmma_split
+from fastconv.cuda import input_phases, tiled_split
 from fastconv.cuda.kernel import Launch
-from fastconv.cuda.mma_split import MmaSplit
+from fastconv.cuda.mma_split import by_mma, by_wgmma
 from fastconv.cuda.product_cost import LAUNCH_NS
 from fastconv.descriptor import parse
 from fastconv.problem import ConvProblem
@@ -29,7 +30,8 @@ PROBLEMS = [
 ]  # fmt: skip
 
 
-def run(problem: ConvProblem, name: str, params: dict[str, int]) -> None:
+def assert_right(problem: ConvProblem, name: str, params: dict[str, int]) -> None:
+    """Compare a kernel with the oracle."""
     x, weight, bias = arrays(problem)
     out, target = result(problem, problem.out_shape)
     kernel = make(problem, name, params)
@@ -40,10 +42,21 @@ def run(problem: ConvProblem, name: str, params: dict[str, int]) -> None:
 @pytest.mark.parametrize(("text", "splits"), PROBLEMS)
 def test_shares_of_the_terms_add_up(text: str, splits: int) -> None:
     problem = parse(f"{text}_cuda")
-    kernel = MmaSplit(problem, {**MMA, "splits": splits})
-    slices, share = kernel.packer.slices, -(-kernel.packer.slices // splits)
-    assert (splits - 1) * share < slices  # none is empty
-    run(problem, "mma_split", {**MMA, "splits": splits})
+    assert by_mma.make(problem, {**MMA, "splits": splits}, 1).splits == splits  # none is empty
+    assert_right(problem, "mma_split", {**MMA, "splits": splits})
+
+
+@pytest.mark.parametrize("form", ["nchw", "nhwc"])
+@pytest.mark.parametrize(("text", "splits"), [("n1c32h4w5k8r3s3p1_{}_bias_relu", 5), ("n2c64h3w4k24r3s3u2.1g2_{}", 2)])
+def test_so_they_do_without_tensor_cores(text: str, splits: int, form: str) -> None:
+    problem = parse(f"{text.format(form)}_cuda")
+    x, weight, bias = make_arrays(problem)
+    out = poisoned(problem.out_shape, "float32", problem.memory_format)
+    kernel = make(problem, "tiled_split", {**tiled_split.space(problem)[0], "splits": splits})
+    kernel.convolve(*(simulator.sent(a) for a in (x, weight, bias)), on_gpu(out.array))
+    assert kernel.splits == splits
+    assert_close(out.array, convolve(problem, x, weight, bias), problem)
+    out.check()
 
 
 @pytest.mark.parametrize("bulk", [0, 1])
@@ -52,7 +65,7 @@ def test_shares_of_the_terms_add_up(text: str, splits: int) -> None:
     [PROBLEMS[0], ("n1c88h3w4k24r3s4u2g2_f16_leakyrelu", 2), ("n1c96h2w3k12r3s1p1_tf32_nhwc_bias", 5)],
 )
 def test_so_they_do_on_hopper_gpus(text: str, splits: int, bulk: int) -> None:
-    run(parse(f"{text}_cuda"), "wgmma_split", {**WGMMA, "bulk": bulk, "splits": splits})
+    assert_right(parse(f"{text}_cuda"), "wgmma_split", {**WGMMA, "bulk": bulk, "splits": splits})
 
 
 # Two phases that are split, one; one that is, of a pair; and one of four, the others without taps.
@@ -110,7 +123,7 @@ def test_arrays_of_any_strides() -> None:
         out.check()
 
 
-@pytest.mark.parametrize(("module", "kind"), [(mma_split, "bf16"), (wgmma_split, "bf16"), (tiled_split, "f32")])
+@pytest.mark.parametrize(("module", "kind"), [(by_mma, "bf16"), (by_wgmma, "bf16"), (tiled_split, "f32")])
 def test_terms_are_split_where_tiles_are_few(module: object, kind: str) -> None:
     few = parse(f"n8c512h7w7k512r3s3p1_{kind}_nhwc_cuda")
     found = module.space(few)
