@@ -44,12 +44,12 @@ def test_weight_gradients_multiply_most_of_the_time(
     assert tile.shared_bytes <= SHARED_MEMORY
 
 
-@pytest.mark.parametrize("rows_columns", tiled.NARROW, ids=str)
-def test_few_filters_have_a_narrow_tile(rows_columns: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("rows_columns", "most"), list(zip(tiled.NARROW, (760, 780), strict=True)), ids=str)
+def test_few_filters_have_a_narrow_tile(rows_columns: tuple[int, int], most: int) -> None:
     tile = Tile(*rows_columns)
     code = tiled.compiled(tile, True).cubin((8, 0))
     loop, used = main_loop(disassemble(code), "FFMA"), registers(code)
-    assert loop.hits == 512 and loop.instructions <= 780
+    assert loop.hits == 512 and loop.instructions <= most
     assert used.count * tile.threads * blocks_at_once(tile) <= 65536 and used.stack <= 32
     assert tile.shared_bytes <= SHARED_MEMORY
 

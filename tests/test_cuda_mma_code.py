@@ -25,16 +25,9 @@ INSTRUCTIONS = {"float32": 4.7, "bfloat16": 3.6, "float16": 3.6}  # per multipli
 WEIGHT_INSTRUCTIONS = {"float32": 5.2, "bfloat16": 2.9, "float16": 2.9}  # two of them round a value of TF32
 
 
-# float16 is bfloat16 but for the name of the product.
-KINDS = [("float32", (8, 0)), ("float32", (9, 0)), ("bfloat16", (8, 0)), ("bfloat16", (9, 0))]
-
-
-def kernels(tiles: list[tuple[int, int]]) -> list[tuple[tuple[int, int], str, tuple[int, int]]]:
-    """What to compile of tiles."""
-    return [(tile, *kind) for tile in tiles for kind in KINDS] + [(tiles[0], "float16", (9, 0))]
-
-
-@pytest.mark.parametrize(("rows_columns", "dtype", "target"), kernels(mma.TILES), ids=str)
+@pytest.mark.parametrize("target", [(8, 0), (9, 0)], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("rows_columns", mma.TILES, ids=str)
 def test_tensor_cores_multiply_most_of_the_time(rows_columns: tuple[int, int], dtype: str, target: Any) -> None:
     tile = MmaTile(*rows_columns)
     check(tile, dtype, convolution(mma.product(tile, dtype)).cubin(target))
@@ -83,7 +76,9 @@ def check(tile: MmaTile, dtype: str, code: bytes) -> None:
     assert tile.shared_bytes(dtype) <= SHARED_MEMORY
 
 
-@pytest.mark.parametrize(("rows_columns", "dtype", "target"), kernels(mma_weight.TILES), ids=str)
+@pytest.mark.parametrize("target", [(8, 0), (9, 0)], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("rows_columns", mma_weight.TILES, ids=str)
 def test_weight_gradients_multiply_most_of_the_time(rows_columns: tuple[int, int], dtype: str, target: Any) -> None:
     tile = mma_weight.tile_of(*rows_columns, dtype)
     code = mma_weight.compiled(tile, dtype).cubin(target)
@@ -92,7 +87,10 @@ def test_weight_gradients_multiply_most_of_the_time(rows_columns: tuple[int, int
     assert loop.hits == 2 * tile.warp_rows // 16 * (tile.warp_columns // 8)
     if tile.sums == 128:
         assert loop.instructions / loop.hits < WEIGHT_INSTRUCTIONS[dtype]
-    assert used.stack <= 32 and not main_loop(text, "LDL").hits and not main_loop(text, "STL").hits
+    if dtype == "float32":  # a few values that only the end of the kernel needs
+        assert used.stack <= 32 and not main_loop(text, "LDL").hits and not main_loop(text, "STL").hits
+    else:
+        assert used.stack == 0 and not any(name.startswith(("LDL", "STL")) for name in found)
     assert used.count * tile.threads * mma.blocks_at_once(tile) <= 65536
     loads = "LDS.128" if dtype == "float32" else "LDSM.16.MT88.4"
     assert found[loads] == 2 * (tile.warp_rows + tile.warp_columns) // 16

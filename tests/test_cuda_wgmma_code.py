@@ -21,13 +21,10 @@ from fastconv.cuda.window import MAX, SQUARES
 SHARED_MEMORY = 227 << 10  # bytes of a block, compute capability 9.0
 
 
-# float16 is bfloat16 but for the name of the product.
-KERNELS = [
-    ((*sizes, bulk), dtype)
-    for sizes in wgmma.TILES
-    for bulk, dtype in ((0, "bfloat16"), (0, "float32"), (1, "bfloat16"))
-]
-KERNELS += [((*wgmma.TILES[0], 1), "float32"), ((*wgmma.TILES[0], 0), "float16")]
+# In bulk or not; in bulk, float16 is bfloat16 but for the name of the product.
+KINDS = [(0, "bfloat16"), (0, "float16"), (0, "float32"), (1, "bfloat16")]
+KERNELS = [((*sizes, bulk), dtype) for sizes in wgmma.TILES for bulk, dtype in KINDS]
+KERNELS += [((*wgmma.TILES[0], 1), "float32")]
 
 
 @pytest.mark.parametrize(("sizes", "dtype"), KERNELS, ids=str)

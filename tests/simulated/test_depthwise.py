@@ -104,27 +104,39 @@ def names(*kernels: DeviceKernel) -> set[str]:
     return {launch.kernel.name for kernel in kernels for launch in kernel._launches.values()}
 
 
-@pytest.mark.parametrize(("text", "strip", "access"), HALVES)
-def test_forward_in_16_bits(text: str, strip: int, access: str) -> None:
+def assert_forward(name: str, text: str, strip: int, access: str) -> None:
+    """Compare a kernel with the oracle, and how it reads 16-bit elements with what is expected."""
     problem = parse(f"{text}_cuda")
     x, weight, bias = arrays(problem)
     out, target = result(problem, problem.out_shape)
-    kernel = make(problem, "depthwise", {"strip": strip})
+    kernel = make(problem, name, {"strip": strip})
     kernel.convolve(*(sent_bits(a, problem.dtype) for a in (x, weight, bias)), target)
     check(out, convolve(exact(problem), x, weight, bias), problem)
-    assert all(name.endswith(f"{access}_{problem.dtype}") for name in names(kernel))
+    found = names(kernel)
+    assert found and all(each.endswith(f"{access}_{problem.dtype}") for each in found)
+
+
+def assert_backward_input(name: str, text: str, strip: int, access: str) -> None:
+    """`assert_forward` of the gradient of the input."""
+    problem = parse(f"{text}_cuda").without_epilogue("backward_input")
+    _, weight, grad = given(problem)
+    out, target = result(problem, problem.in_shape)
+    kernel = make(problem, name, {"strip": strip})
+    kernel.convolve(sent_bits(grad, problem.dtype), sent_bits(weight, problem.dtype), None, target)
+    check(out, conv_input(exact(problem), grad, weight), problem)
+    found = names(*kernel.kernels)
+    assert found and all(each.endswith(f"{access}_{problem.dtype}") for each in found)
+    assert kernel.workspace_bytes >= 4 * weight.size  # packed weights are float32
+
+
+@pytest.mark.parametrize(("text", "strip", "access"), HALVES)
+def test_forward_in_16_bits(text: str, strip: int, access: str) -> None:
+    assert_forward("depthwise", text, strip, access)
 
 
 @pytest.mark.parametrize(("text", "strip", "access"), HALVES)
 def test_backward_input_in_16_bits(text: str, strip: int, access: str) -> None:
-    problem = parse(f"{text}_cuda").without_epilogue("backward_input")
-    _, weight, grad = given(problem)
-    out, target = result(problem, problem.in_shape)
-    kernel = make(problem, "depthwise", {"strip": strip})
-    kernel.convolve(sent_bits(grad, problem.dtype), sent_bits(weight, problem.dtype), None, target)
-    check(out, conv_input(exact(problem), grad, weight), problem)
-    assert all(name.endswith(f"{access}_{problem.dtype}") for name in names(*kernel.kernels))
-    assert kernel.workspace_bytes >= 4 * weight.size  # packed weights are float32
+    assert_backward_input("depthwise", text, strip, access)
 
 
 @pytest.mark.parametrize("splits", [1, 3])

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 from simulator import make, on_gpu, sent
 from support import FORMATS, as_format, assert_close, guarded, make_arrays, poisoned, spread
-from test_mma import arrays, check, exact, result
-from test_mma import sent as sent_bits
-from test_mma_gradients import given
+from test_depthwise import assert_backward_input, assert_forward
 
 from fastconv import algorithms
 from fastconv.descriptor import parse
@@ -79,26 +77,12 @@ HALVES = [
 
 @pytest.mark.parametrize(("text", "strip", "access"), HALVES)
 def test_forward_in_16_bits(text: str, strip: int, access: str) -> None:
-    problem = parse(f"{text}_cuda")
-    x, weight, bias = arrays(problem)
-    out, target = result(problem, problem.out_shape)
-    kernel = make(problem, "grouped", {"strip": strip})
-    kernel.convolve(*(sent_bits(a, problem.dtype) for a in (x, weight, bias)), target)
-    check(out, convolve(exact(problem), x, weight, bias), problem)
-    assert all(launch.kernel.name.endswith(f"{access}_{problem.dtype}") for launch in kernel._launches.values())
+    assert_forward("grouped", text, strip, access)
 
 
 @pytest.mark.parametrize(("text", "strip", "access"), HALVES)
 def test_backward_input_in_16_bits(text: str, strip: int, access: str) -> None:
-    problem = parse(f"{text}_cuda").without_epilogue("backward_input")
-    _, weight, grad = given(problem)
-    out, target = result(problem, problem.in_shape)
-    kernel = make(problem, "grouped", {"strip": strip})
-    kernel.convolve(sent_bits(grad, problem.dtype), sent_bits(weight, problem.dtype), None, target)
-    check(out, conv_input(exact(problem), grad, weight), problem)
-    launches = [launch for phase in kernel.kernels for launch in phase._launches.values()]
-    assert all(launch.kernel.name.endswith(f"{access}_{problem.dtype}") for launch in launches)
-    assert kernel.workspace_bytes >= 4 * weight.size  # packed weights are float32
+    assert_backward_input("grouped", text, strip, access)
 
 
 @pytest.mark.parametrize(("text", "why"), [
